@@ -1,0 +1,1 @@
+"""Presets, one short file each."""

@@ -1,0 +1,135 @@
+"""The hyper-parameters of a Poolformer: small, flat, checked, and stored in every checkpoint."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pf_jax.errors import UserError
+
+EMBEDDINGS = ("sinusoidal", "learned")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolformerConfig:
+    """The shape of a Poolformer. Level 0 runs at the full rate, the last level at the lowest.
+
+    Attributes:
+        widths: The width (number of channels) of each level, e.g. `(64, 128, 256)`.
+        depths: The number of ResBlocks of each level: `n` for n before and n after the nested
+            SkipBlock, or a pair `(before, after)`. The innermost level nests nothing and takes `n`.
+        pool_factors: By how much the sequence shortens between a level and the next; one fewer than
+            `widths`. Empty for the plain recurrent network without pooling.
+        vocab_size: The number of different tokens.
+        embedding: "sinusoidal" features of the level for ordered tokens (audio, pixels), or a
+            "learned" table for unordered ones (text).
+        mixer: What mixes over time in a ResBlock, a name in `pf_jax.layers.MIXERS`.
+        num_heads: Diagonal blocks in the gates of the RG-LRU; divides every width.
+        conv_width: Taps of the causal depthwise convolution in front of the recurrence.
+        mlp_expansion: Hidden width of the gated MLP over the level's width.
+        dropout: Probability with which an entry of a residual branch is dropped in training.
+        dtype: Type of activations and matrix products; parameters and recurrences are float32.
+        remat: Recompute each ResBlock in the backward pass: much less memory, one more forward.
+        recurrence: The implementation of `pf_jax.linear_recurrence`.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int | tuple[int, int], ...]
+    pool_factors: tuple[int, ...] = ()
+    vocab_size: int = 256
+    embedding: str = "sinusoidal"
+    mixer: str = "rglru"
+    num_heads: int = 8
+    conv_width: int = 4
+    mlp_expansion: float = 2.0
+    dropout: float = 0.0
+    dtype: str = "float32"
+    remat: bool = False
+    recurrence: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Turns lists (as JSON has them) into tuples and checks every field.
+
+        Raises:
+            UserError: A field has a value that no Poolformer can have.
+        """
+        for name in ("widths", "depths", "pool_factors"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple):
+                raise UserError(f"{name} must be a tuple with one entry a level, got {value!r}.")
+            value = tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
+            object.__setattr__(self, name, value)
+
+        levels = len(self.widths)
+        if levels == 0 or len(self.depths) != levels or len(self.pool_factors) != levels - 1:
+            raise UserError(
+                "A model of n levels needs n widths, n depths and n - 1 pool_factors; got "
+                f"widths={self.widths}, depths={self.depths}, pool_factors={self.pool_factors}."
+            )
+        for width in self.widths:
+            _check_integer("widths", width, at_least=1)
+            if self.num_heads < 1 or width % self.num_heads:
+                raise UserError(
+                    f"num_heads={self.num_heads} must divide every width, but not {width}; "
+                    f"got widths={self.widths}."
+                )
+        for level, depth in enumerate(self.depths):
+            pair = isinstance(depth, tuple)
+            if pair and (len(depth) != 2 or level == levels - 1):
+                raise UserError(
+                    "An entry of depths is a number, or a pair (before, after) at every level but "
+                    f"the last; got depths={self.depths}."
+                )
+            for number in depth if pair else (depth,):
+                _check_integer("depths", number, at_least=0)
+        for factor in self.pool_factors:
+            _check_integer("pool_factors", factor, at_least=2)
+        _check_integer("vocab_size", self.vocab_size, at_least=2)
+        _check_integer("conv_width", self.conv_width, at_least=1)
+        _check_choice("embedding", self.embedding, EMBEDDINGS)
+        _check_choice("dtype", self.dtype, DTYPES)
+        if not self.mlp_expansion > 0:
+            raise UserError(f"mlp_expansion must be above 0, got {self.mlp_expansion}.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be in [0, 1), got {self.dropout}.")
+
+    @property
+    def num_levels(self) -> int:
+        """The number of levels, the innermost one included."""
+        return len(self.widths)
+
+    def depth(self, level: int) -> tuple[int, int]:
+        """The numbers of ResBlocks of a level `(before, after)` the nested SkipBlock."""
+        depth = self.depths[level]
+        if isinstance(depth, tuple):
+            return depth
+        return (depth, 0) if level == self.num_levels - 1 else (depth, depth)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as a JSON-ready dictionary."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The config from `to_dict`'s dictionary, or from JSON.
+
+        Raises:
+            UserError: A field is unknown, missing or has an impossible value.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise UserError(f"Unknown model fields {unknown}; known are {sorted(known)}.")
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UserError(f"The model config is incomplete: {error}.") from error
+
+
+def _check_integer(name: str, value: Any, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise UserError(f"{name} must hold integers of at least {at_least}, got {value!r}.")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")

@@ -1,0 +1,62 @@
+"""What a training run is: one typed description, saved as JSON in every checkpoint."""
+
+import dataclasses
+
+from pf_jax.data.config import DataConfig
+from pf_jax.config import PoolformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay, clipped by global norm.
+
+    Attributes:
+        learning_rate: The highest learning rate, reached after warm-up.
+        warmup_steps: Steps over which the learning rate rises from 0.
+        final_fraction: The last learning rate as a fraction of the highest.
+        weight_decay: Decoupled weight decay of matrices (vectors are left alone).
+        clip_norm: Gradients with a larger global norm are scaled down to it.
+        b1: Decay of AdamW's first moment.
+        b2: Decay of AdamW's second moment.
+    """
+
+    learning_rate: float = 2e-3
+    warmup_steps: int = 500
+    final_fraction: float = 0.02
+    weight_decay: float = 0.02
+    clip_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.98
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        model: The Poolformer.
+        data: The dataset and its windows.
+        optimizer: The optimizer and its schedule.
+        batch_size: Windows in a step, over all devices of all hosts.
+        num_steps: Steps of the whole run.
+        ema_decay: Decay of the moving average of the weights, which evaluation and sampling use.
+        log_every: Steps between lines in the log.
+        eval_every: Steps between evaluations of the whole validation split.
+        checkpoint_every: Steps between checkpoints; each evaluation makes one too.
+        keep_latest: How many of the latest checkpoints are kept.
+        keep_best: How many of the checkpoints with the lowest validation loss are kept.
+        seed: Of the initial weights, dropout and the order of the data.
+    """
+
+    model: PoolformerConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch_size: int = 16
+    num_steps: int = 100_000
+    ema_decay: float = 0.999
+    log_every: int = 50
+    eval_every: int = 1_000
+    checkpoint_every: int = 1_000
+    keep_latest: int = 1
+    keep_best: int = 1
+    seed: int = 0
