@@ -98,6 +98,11 @@ class PoolformerConfig:
         """The number of levels, the innermost one included."""
         return len(self.widths)
 
+    @property
+    def num_blocks(self) -> int:
+        """The number of ResBlocks of all levels."""
+        return sum(sum(self.depth(level)) for level in range(self.num_levels))
+
     def depth(self, level: int) -> tuple[int, int]:
         """The numbers of ResBlocks of a level `(before, after)` the nested SkipBlock."""
         depth = self.depths[level]

@@ -1,1 +1,5 @@
-"""TODO."""
+"""Sampling: new sequences from a model, one token at a time."""
+
+from pf_jax.sampling.generate import generate
+
+__all__ = ["generate"]

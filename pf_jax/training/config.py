@@ -1,9 +1,12 @@
 """What a training run is: one typed description, saved as JSON in every checkpoint."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
-from pf_jax.data.config import DataConfig
+from pf_jax import fields
 from pf_jax.config import PoolformerConfig
+from pf_jax.data.config import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,24 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     b1: float = 0.9
     b2: float = 0.98
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            UserError: A field has a value of another type, or one that no optimizer can have.
+        """
+        fields.check_types(self)
+        fields.check_intervals(
+            self,
+            learning_rate="(0, inf)",
+            warmup_steps="[0, inf)",
+            final_fraction="[0, 1]",
+            weight_decay="[0, inf)",
+            clip_norm="(0, inf)",
+            b1="[0, 1)",
+            b2="[0, 1)",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,3 +81,36 @@ class TrainConfig:
     keep_latest: int = 1
     keep_best: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            UserError: A field has a value of another type, or one that no run can have.
+        """
+        fields.check_types(self)
+        fields.check_intervals(
+            self,
+            batch_size="[1, inf)",
+            num_steps="[1, inf)",
+            ema_decay="[0, 1)",
+            log_every="[1, inf)",
+            eval_every="[1, inf)",
+            checkpoint_every="[1, inf)",
+            keep_latest="[1, inf)",
+            keep_best="[0, inf)",
+            seed="[0, 4294967295]",  # 32 bits, which is what the shuffling of the data takes.
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as a JSON-ready dictionary."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The config from `to_dict`'s dictionary, or from JSON.
+
+        Raises:
+            UserError: A field is unknown, missing or has an impossible value.
+        """
+        return fields.from_dict(cls, values)

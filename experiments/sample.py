@@ -1,0 +1,69 @@
+"""Writes new sounds from a checkpoint as WAV files; the checkpoint is all it needs to know.
+
+Examples:
+  python -m experiments.sample --checkpoint=/tmp/demo
+  python -m experiments.sample --checkpoint=~/runs/music --num_samples=8 --seconds=4 --output=out
+"""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+from etils import epath
+from tqdm import tqdm
+
+from experiments import cli
+from pf_jax import audio, generate, load
+from pf_jax.errors import UserError
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A training run's --workdir, or one step's directory in it.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", "samples", "The directory that WAV files are written to.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "How many sounds.")
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "How long each of them is.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Below 1 is safer, above 1 wilder.")
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Draw only from the likeliest levels that together have this probability."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same sounds.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
+    del argv
+    if not (math.isfinite(_SECONDS.value) and _SECONDS.value > 0):
+        raise UserError(f"--seconds must be above 0, got {_SECONDS.value}.")
+    if not 0 <= _SEED.value < 2**32:
+        raise UserError(f"--seed must be in [0, 2**32), got {_SEED.value}.")
+    model, meta = load(_CHECKPOINT.value)
+    sample_rate = meta.audio_format.sample_rate
+    num_steps = math.ceil(_SECONDS.value * sample_rate)
+    output = epath.Path(_OUTPUT.value).expanduser()
+
+    start = time.monotonic()
+    with tqdm(total=num_steps, unit=" samples", disable=not sys.stderr.isatty()) as bar:
+        tokens, log_likelihoods = generate(
+            model,
+            jax.random.key(_SEED.value),
+            num_samples=_NUM_SAMPLES.value,
+            num_steps=num_steps,
+            temperature=_TEMPERATURE.value,
+            top_p=_TOP_P.value,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    seconds = time.monotonic() - start
+
+    print(f"From {meta.path}, in {seconds:.1f} s:")
+    for number, (sequence, log_likelihood) in enumerate(zip(tokens, log_likelihoods, strict=True)):
+        path = output / f"sample_{number:03d}.wav"
+        audio.write(path, meta.audio_format.decode(sequence), sample_rate)
+        bits = -log_likelihood / num_steps / math.log(2.0)
+        print(f"  {path}  {bits:.3f} bits per sample")
+
+
+if __name__ == "__main__":
+    cli.run(main)

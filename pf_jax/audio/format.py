@@ -1,0 +1,77 @@
+"""What tokens mean as sound: the one place that maps between waveforms and tokens."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int16, UInt8
+from numpy.typing import ArrayLike
+
+from pf_jax import fields
+from pf_jax.audio import quantization
+from pf_jax.errors import UserError
+
+_QUANTIZERS = {
+    "mu_law": (quantization.mu_law_encode, quantization.mu_law_decode),
+    "linear": (quantization.linear_encode, quantization.linear_decode),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioFormat:
+    """How a sequence of tokens is a waveform; stored in each checkpoint.
+
+    Attributes:
+        sample_rate: Samples per second, 1,000 to 768,000.
+        quantization: How a sample becomes one of 256 levels: "mu_law" or "linear".
+
+    Raises:
+        UserError: A value is out of range or the quantization is unknown.
+    """
+
+    sample_rate: int
+    quantization: str = "mu_law"
+
+    def __post_init__(self):
+        fields.check_types(self)
+        fields.check_intervals(self, sample_rate="[1000, 768000]")
+        if self.quantization not in _QUANTIZERS:
+            known = " or ".join(_QUANTIZERS)
+            raise UserError(f"quantization must be {known}, got {self.quantization!r}.")
+
+    def encode(self, waveform: Float[ArrayLike, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+        """Returns the tokens of a waveform in [-1, 1]."""
+        return _QUANTIZERS[self.quantization][0](waveform)
+
+    def decode(self, tokens: Int[ArrayLike, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+        """Returns the waveform in [-1, 1] of tokens from 0 to 255."""
+        return _QUANTIZERS[self.quantization][1](tokens)
+
+    def encode_pcm(self, pcm: Int16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+        """Returns the tokens of 16-bit PCM: `encode` by a table, fast enough to train from."""
+        return _pcm_table(self.quantization)[pcm]
+
+    @property
+    def silence(self) -> int:
+        """The token of a sample that is zero."""
+        return int(self.encode(0.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the format as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "AudioFormat":
+        """Returns the format that `to_dict` described.
+
+        Raises:
+            UserError: A field is missing, unknown or out of range.
+        """
+        return fields.from_dict(cls, values, "audio_format.")
+
+
+@functools.cache
+def _pcm_table(name: str) -> np.ndarray:
+    return quantization.pcm_table(_QUANTIZERS[name][0])

@@ -1,0 +1,111 @@
+"""The Real-Gated Linear Recurrent Unit (Griffin, arXiv 2402.19427, section 2.4)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from pf_jax.layers.linear import BlockDiagonalLinear
+from pf_jax.recurrence import linear_recurrence
+
+# At r_t = 1 a state decays by softplus(L) to this power: the constant c of Griffin's equation 3.
+DECAY_EXPONENT = 8.0
+MIN_RADIUS, MAX_RADIUS = 0.9, 0.999
+
+
+class RGLRUState(NamedTuple):
+    """What the RG-LRU carries from one position to the next.
+
+    Attributes:
+        h: The recurrent state, float32.
+        started: Whether a position of the sequence has been seen; the first is special.
+    """
+
+    h: Float[Array, "batch width"]
+    started: Bool[Array, ""]
+
+
+class RGLRU(nnx.Module):
+    """A diagonal linear recurrence whose decay and input are gated by the input.
+
+    With sigmoid gates from block-diagonal linear maps, in float32 whatever the compute type::
+
+        r_t = sigmoid(W_r u_t + b_r)                          recurrence gate   (eq. 1)
+        i_t = sigmoid(W_i u_t + b_i)                          input gate        (eq. 2)
+        log a_t = -8 softplus(L) r_t                          decay             (appendix A)
+        h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t u_t)                           (eq. 4)
+
+    At the first position of a sequence the input enters unscaled, `h_0 = i_0 u_0`, as in the
+    reference implementation: there is no earlier state to share the variance with.
+
+    Attributes:
+        recurrence_gate: `W_r`, `b_r`.
+        input_gate: `W_i`, `b_i`.
+        decay: `L`, one parameter a channel. At `r_t = 1` the initial decay is `radius^8`, with
+            radius spread evenly by area over the ring [0.9, 0.999].
+    """
+
+    def __init__(self, width: int, num_heads: int, *, dtype, recurrence: str, rngs: nnx.Rngs):
+        """Makes the layer; `num_heads` must divide `width`."""
+        self.width = width
+        self.recurrence = recurrence
+        self.recurrence_gate = BlockDiagonalLinear(width, num_heads, dtype=dtype, rngs=rngs)
+        self.input_gate = BlockDiagonalLinear(width, num_heads, dtype=dtype, rngs=rngs)
+        self.decay = nnx.Param(_initial_decay(rngs.params(), width))
+
+    def init_state(self, batch_size: int) -> RGLRUState:
+        """The state before the first position of a sequence."""
+        return RGLRUState(jnp.zeros((batch_size, self.width), jnp.float32), jnp.array(False))
+
+    def __call__(
+        self, u: Float[Array, "batch time width"], state: RGLRUState
+    ) -> tuple[Float[Array, "batch time width"], RGLRUState]:
+        """The states of all positions (parallel form) in `u`'s type, and the state after them."""
+        log_a, gated_input = self._gates(u)
+        scale = sqrt_one_minus_exp(2.0 * log_a)
+        scale = scale.at[:, 0].set(jnp.where(state.started, scale[:, 0], 1.0))
+        h = linear_recurrence(
+            jnp.exp(log_a), scale * gated_input, state.h, implementation=self.recurrence
+        )
+        return h.astype(u.dtype), RGLRUState(h[:, -1], jnp.array(True))
+
+    def step(
+        self, u: Float[Array, "batch width"], state: RGLRUState
+    ) -> tuple[Float[Array, "batch width"], RGLRUState]:
+        """The state at the next position (recurrent form)."""
+        log_a, gated_input = self._gates(u)
+        scale = jnp.where(state.started, sqrt_one_minus_exp(2.0 * log_a), 1.0)
+        h = jnp.exp(log_a) * state.h + scale * gated_input
+        return h.astype(u.dtype), RGLRUState(h, jnp.array(True))
+
+    def _gates(self, u):
+        """`log a_t` and `i_t u_t`, in float32."""
+        r = jax.nn.sigmoid(self.recurrence_gate(u).astype(jnp.float32))
+        i = jax.nn.sigmoid(self.input_gate(u).astype(jnp.float32))
+        log_a = -DECAY_EXPONENT * jax.nn.softplus(self.decay[...]) * r
+        return log_a, i * u.astype(jnp.float32)
+
+
+@jax.custom_jvp
+def sqrt_one_minus_exp(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`sqrt(1 - exp(x))` for `x <= 0`, exact near 0, where its slope is bounded by 500.
+
+    With `x = 2 log a` it is `sqrt(1 - a^2)` without the cancellation of `1 - a^2` near `a = 1`. The
+    true slope has no bound there; one channel that forgets nothing must not wreck the gradient.
+    """
+    return jnp.sqrt(-jnp.expm1(x))
+
+
+@sqrt_one_minus_exp.defjvp
+def _sqrt_one_minus_exp_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    y = sqrt_one_minus_exp(x)
+    return y, -0.5 * jnp.exp(x) / jnp.maximum(y, 1e-3) * dx
+
+
+def _initial_decay(key, width: int) -> Float[Array, "width"]:
+    """`L` such that `exp(-softplus(L))` is a radius spread evenly by area over the ring."""
+    area = jax.random.uniform(key, (width,), minval=MIN_RADIUS**2, maxval=MAX_RADIUS**2)
+    return jnp.log(jnp.expm1(-0.5 * jnp.log(area)))

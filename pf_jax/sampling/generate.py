@@ -1,0 +1,157 @@
+"""Ancestral sampling with the recurrent form of the model."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from pf_jax.errors import UserError
+from pf_jax.poolformer import Poolformer
+
+# A chunk is the steps of one call to the device; its random numbers take at most this much.
+_MAX_CHUNK = 1024
+_MAX_NOISE_BYTES = 2**26
+
+
+def generate(
+    model: Poolformer,
+    key: PRNGKeyArray,
+    *,
+    num_samples: int,
+    num_steps: int,
+    prompt: Int[Array, "time"] | Int[Array, "samples time"] | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Int[np.ndarray, "samples steps"], Float[np.ndarray, "samples"]]:
+    """Draws sequences of tokens from the model, all in step with each other.
+
+    The program is compiled once for a number of samples, and whatever the length: it runs over
+    chunks of steps whose state is carried. A sample depends on `key` and its own number only, not
+    on how many others are drawn beside it nor how long they are.
+
+    Args:
+        model: The model.
+        key: The randomness.
+        num_samples: How many sequences.
+        num_steps: How many new tokens in each.
+        prompt: Tokens to go on from, one sequence for all samples or one for each; scored in the
+            parallel form.
+        temperature: Logits are divided by it: below 1 is safer, above 1 wilder, 0 always takes the
+            likeliest token.
+        top_p: Draw only from the likeliest tokens that together have at least this probability.
+        progress: Called after each chunk with the number of new tokens so far in each sequence.
+
+    Returns:
+        The new tokens, int32, without the prompt; and the log-likelihood of each sequence of new
+        tokens given the prompt, in nats, under the model itself (temperature 1, top-p 1).
+
+    Raises:
+        UserError: An argument is out of range.
+    """
+    _check(num_samples, num_steps, temperature, top_p)
+    if prompt is None:
+        state = model.init_state(num_samples)
+        previous = jnp.full((num_samples,), model.start_token)
+    else:
+        prompt = _check_prompt(prompt, num_samples, model.config.vocab_size)
+        state = _prefill(model, prompt)
+        previous = prompt[:, -1]
+
+    noise_bytes = 4 * num_samples * model.config.vocab_size
+    chunk = int(np.clip(_MAX_NOISE_BYTES // noise_bytes, 1, min(_MAX_CHUNK, num_steps)))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_samples))
+    carry = state, previous, jnp.zeros((num_samples,))
+    tokens = []
+    for start in range(0, num_steps, chunk):
+        carry, new_tokens = _generate_chunk(
+            model, carry, keys, start, num_steps, temperature, top_p, chunk, top_p < 1.0
+        )
+        tokens.append(np.asarray(new_tokens))
+        if progress is not None:
+            progress(min(start + chunk, num_steps))
+    return np.concatenate(tokens, axis=1)[:, :num_steps], np.asarray(carry[2])
+
+
+@functools.partial(nnx.jit, static_argnums=(7, 8))
+def _generate_chunk(
+    model, carry, keys, start, num_steps, temperature, top_p, chunk: int, cut_tail: bool
+):
+    """Steps `start ... start + chunk`; the likelihood counts those before `num_steps` only."""
+    steps = start + jnp.arange(chunk)
+    noise = _gumbel(keys, steps, model.config.vocab_size)
+
+    def step(carry, inputs):
+        state, previous, log_likelihood = carry
+        number, noise = inputs
+        logits, state = model.step(state, previous)
+        candidates = _cut_tail(logits, temperature, top_p) if cut_tail else logits
+        # Gumbel's trick draws from softmax(logits / temperature), and at 0 the likeliest.
+        tokens = jnp.argmax(candidates + temperature * noise, axis=-1)
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], axis=-1)[:, 0]
+        log_likelihood += jnp.where(number < num_steps, log_p, 0.0)
+        return (state, tokens, log_likelihood), tokens
+
+    carry, tokens = jax.lax.scan(step, carry, (steps, noise))
+    return carry, tokens.T
+
+
+@nnx.jit
+def _prefill(model: Poolformer, prompt: Int[Array, "samples time"]):
+    return model.prefill(prompt)[1]
+
+
+def _gumbel(keys, steps, vocab_size: int) -> Float[Array, "steps samples vocab"]:
+    """Noise that depends on the sample's key and the step's number alone."""
+
+    def noise(key, step):
+        return jax.random.gumbel(jax.random.fold_in(key, step), (vocab_size,))
+
+    return jax.vmap(jax.vmap(noise, (0, None)), (None, 0))(keys, steps)
+
+
+def _cut_tail(
+    logits: Float[Array, "samples vocab"], temperature, top_p
+) -> Float[Array, "samples vocab"]:
+    """Leaves the likeliest tokens that together reach `top_p`; the others become impossible."""
+    p = jax.nn.softmax(logits / jnp.maximum(temperature, 1e-6))
+    descending = jnp.sort(p, axis=-1, descending=True)
+    before = jnp.cumsum(descending, axis=-1) - descending
+    least = jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(p >= least, logits, -jnp.inf)
+
+
+def _check(num_samples: int, num_steps: int, temperature: float, top_p: float) -> None:
+    if num_samples < 1 or num_steps < 1:
+        raise UserError(
+            "num_samples and num_steps must be at least 1, got "
+            f"num_samples={num_samples} and num_steps={num_steps}."
+        )
+    if not 0.0 <= temperature < float("inf"):
+        raise UserError(f"temperature must be a number of at least 0, got {temperature}.")
+    if not 0.0 < top_p <= 1.0:
+        raise UserError(f"top_p must be above 0 and at most 1, got {top_p}.")
+
+
+def _check_prompt(prompt, num_samples: int, vocab_size: int) -> Int[Array, "samples time"]:
+    prompt = np.asarray(prompt)
+    if not np.issubdtype(prompt.dtype, np.integer) or prompt.ndim not in (1, 2) or not prompt.size:
+        raise UserError(
+            "prompt must be a non-empty integer array (time,) or (samples, time), got "
+            f"{prompt.dtype} of shape {prompt.shape}."
+        )
+    if prompt.ndim == 2 and prompt.shape[0] != num_samples:
+        raise UserError(
+            f"prompt has {prompt.shape[0]} sequences for num_samples={num_samples}; give one, or "
+            "one for each sample."
+        )
+    if prompt.min() < 0 or prompt.max() >= vocab_size:
+        raise UserError(
+            f"prompt has tokens from {prompt.min()} to {prompt.max()}; the model knows 0 to "
+            f"{vocab_size - 1}."
+        )
+    return jnp.broadcast_to(prompt.astype(np.int32), (num_samples, prompt.shape[-1]))

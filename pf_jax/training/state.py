@@ -1,0 +1,99 @@
+"""What training changes: one pytree, donated to each step and saved in each checkpoint."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Int, PRNGKeyArray, UInt32
+
+from pf_jax.config import PoolformerConfig
+from pf_jax.poolformer import Poolformer
+from pf_jax.training.config import TrainConfig
+
+Params = Any
+"""The weights of a model: the pytree that `split_model` returns."""
+
+
+class TrainState(NamedTuple):
+    """The state of a training run after `step` steps.
+
+    Attributes:
+        step: The number of steps taken.
+        key: The random key of the run, as raw bits; each step folds its number in.
+        params: The weights.
+        ema_params: Their exponential moving average, which evaluation and sampling use.
+        optimizer: The state of the optimizer.
+    """
+
+    step: Int[Array, ""]
+    key: UInt32[Array, "2"]
+    params: Params
+    ema_params: Params
+    optimizer: optax.OptState
+
+    def step_key(self) -> PRNGKeyArray:
+        """The random key of the next step."""
+        return jax.random.fold_in(jax.random.wrap_key_data(self.key), self.step)
+
+
+def split_model(model: Poolformer) -> tuple[nnx.GraphDef, Params]:
+    """The structure of a model, and its weights as a nested dictionary of arrays."""
+    graphdef, state = nnx.split(model, nnx.Param)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def merge_model(graphdef: nnx.GraphDef, params: Params) -> Poolformer:
+    """The model of a structure and weights; cheap, for use inside a transformed function."""
+    return nnx.merge(graphdef, nnx.State(params))
+
+
+def abstract_model(config: PoolformerConfig) -> Poolformer:
+    """A model of shapes and types in place of weights."""
+    return nnx.eval_shape(lambda: Poolformer(config, rngs=nnx.Rngs(0)))
+
+
+def init_train_state(
+    config: TrainConfig, optimizer: optax.GradientTransformation
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The structure of the config's model, and the state before the first step."""
+
+    def make_state(seed):
+        model_key, run_key = jax.random.split(jax.random.key(seed))
+        _, params = split_model(Poolformer(config.model, rngs=nnx.Rngs(model_key)))
+        return TrainState(
+            step=jnp.array(0),
+            key=jax.random.key_data(run_key),
+            params=params,
+            ema_params=params,
+            optimizer=optimizer.init(params),
+        )
+
+    graphdef, _ = split_model(abstract_model(config.model))
+    return graphdef, jax.jit(make_state)(config.seed)
+
+
+def make_optimizer(config: TrainConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW behind clipping by global norm, and its learning rate as a function of the step.
+
+    Only the kernels of linear maps and convolutions decay; norms, biases, the decays of the
+    recurrence and the start vector are left alone. Warm-up takes at most half of a short run.
+    """
+    c = config.optimizer
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=c.learning_rate,
+        warmup_steps=min(c.warmup_steps, config.num_steps // 2),
+        decay_steps=config.num_steps,
+        end_value=c.final_fraction * c.learning_rate,
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(c.clip_norm),
+        optax.adamw(schedule, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=_decays),
+    )
+    return optimizer, schedule
+
+
+def _decays(params: Params) -> Params:
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

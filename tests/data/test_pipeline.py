@@ -1,0 +1,201 @@
+import itertools
+
+import grain
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pf_jax.audio import AudioFormat
+from pf_jax.data import DataConfig, Recordings, eval_batches, train_batches
+from pf_jax.data.builder import SEGMENT
+from pf_jax.errors import UserError
+
+
+class InMemory:
+    """A dataset whose one split was never on disk."""
+
+    def __init__(self, lengths):
+        rng = np.random.default_rng(len(lengths))
+        pcm = [rng.integers(-(2**15), 2**15, n).astype(np.int16) for n in lengths]
+        records = [
+            {"pcm": p[start : start + SEGMENT]} for p in pcm for start in range(0, len(p), SEGMENT)
+        ]
+        table = [(str(i), n) for i, n in enumerate(lengths)]
+        self._recordings = Recordings(table, records, AudioFormat(16_000))
+        self.tokens = [self._recordings.audio_format.encode_pcm(p) for p in pcm]
+
+    def split(self, name):
+        return self._recordings
+
+
+def config(window, **fields):
+    return DataConfig("in memory", window, **fields)
+
+
+def real_rows(batch):
+    """Returns the rows of a batch without their padding, after checking it."""
+    tokens = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
+    rows = []
+    for row, length in zip(tokens, batch["length"].ravel(), strict=True):
+        assert (row[length:] == 128).all(), "padding is silence"
+        rows.append(row[:length])
+    return rows
+
+
+def windows(dataset, window):
+    """Returns every window, by the definition."""
+    return [t[i : i + window] for t in dataset.tokens for i in range(0, len(t), window)]
+
+
+def same_multiset(rows, expected):
+    return sorted(map(bytes, rows)) == sorted(map(bytes, expected))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 300) | st.just(SEGMENT + 5), min_size=1, max_size=8),
+    window=st.integers(1, 200),
+    per_device=st.integers(1, 5),
+    devices=st.sampled_from([1, 2]),
+    processes=st.sampled_from([1, 2, 4]),
+)
+def test_evaluation_covers_every_sample_once(lengths, window, per_device, devices, processes):
+    dataset = InMemory(lengths)
+    window = max(window, sum(lengths) // 500)
+    shares = [
+        list(
+            eval_batches(
+                dataset,
+                "test",
+                config(window, num_threads=0),
+                batch_size=per_device * devices * processes,
+                process_index=index,
+                process_count=processes,
+                num_local_devices=devices,
+            )
+        )
+        for index in range(processes)
+    ]
+    assert len({len(share) for share in shares}) == 1, "each process has as many batches"
+    batches = list(itertools.chain(*shares))
+    assert all(b["tokens"].shape == (devices, per_device, window) for b in batches)
+    assert all(b["length"].shape == (devices, per_device) for b in batches)
+    assert all(b["tokens"].dtype == np.uint8 and b["length"].dtype == np.int32 for b in batches)
+    rows = [row for batch in batches for row in real_rows(batch) if len(row)]
+    assert same_multiset(rows, windows(dataset, window))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=8),
+    window=st.integers(20, 200),
+    batch_size=st.integers(1, 5),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_training_epochs_are_every_window_once(lengths, window, batch_size, seed):
+    dataset = InMemory(lengths)
+    expected = windows(dataset, window)
+    iterator = train_batches(
+        dataset, config(window, num_threads=0), batch_size=batch_size, seed=seed
+    )
+    rows = []
+    while len(rows) < 3 * len(expected):
+        rows += real_rows(next(iterator))
+    for epoch in range(3):
+        part = rows[epoch * len(expected) : (epoch + 1) * len(expected)]
+        assert same_multiset(part, expected)
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_equal(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a["tokens"], b["tokens"])
+        np.testing.assert_array_equal(a["length"], b["length"])
+
+
+LENGTHS = [1_000, 70, 333, 2_500]
+
+
+def test_epochs_and_seeds_differ():
+    dataset = InMemory([10] * 40)
+    first, second, other = (
+        take(train_batches(dataset, config(10), batch_size=40, seed=seed), 2) for seed in (0, 0, 1)
+    )
+    assert_equal(first, second)
+    for a, b in ((first[0], first[1]), (first[0], other[0]), (first[1], other[0])):
+        assert not np.array_equal(a["tokens"], b["tokens"])
+
+
+@pytest.mark.parametrize("threads", [{"num_threads": 4, "prefetch": 7}, {"prefetch": 0}])
+def test_threads_change_nothing(threads):
+    dataset = InMemory(LENGTHS)
+    one = train_batches(dataset, config(50, num_threads=1), batch_size=8, seed=3)
+    more = train_batches(dataset, config(50, **threads), batch_size=8, seed=3)
+    assert_equal(take(one, 40), take(more, 40))
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 2), (4, 1), (2, 4)])
+def test_the_global_batch_is_the_same_for_any_number_of_processes(processes, devices):
+    dataset = InMemory(LENGTHS)
+    whole = take(train_batches(dataset, config(50), batch_size=8, seed=3), 20)
+    shares = [
+        take(
+            train_batches(
+                dataset,
+                config(50),
+                batch_size=8,
+                seed=3,
+                process_index=index,
+                process_count=processes,
+                num_local_devices=devices,
+            ),
+            20,
+        )
+        for index in range(processes)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for name in ("tokens", "length"):
+            rows = np.concatenate([p[name].reshape(-1, *p[name].shape[2:]) for p in parts])
+            np.testing.assert_array_equal(rows, batch[name][0])
+
+
+@pytest.mark.parametrize("steps", [0, 1, 13])
+def test_a_restored_iterator_goes_on_where_it_was(tmp_path, steps):
+    dataset = InMemory(LENGTHS)
+
+    def start():
+        return train_batches(dataset, config(50), batch_size=8, seed=3, num_local_devices=2)
+
+    iterator = start()
+    take(iterator, steps)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
+        state = iterator.get_state()
+        expected = take(iterator, 20)
+        restored = start()
+        take(restored, 3)  # What was read ahead is forgotten.
+        manager.restore(
+            0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(restored))
+        )
+        assert_equal(take(restored, 20), expected)
+    restored.set_state(state)
+    assert_equal(take(restored, 20), expected)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [(12, r"batch_size=12 .* the 8 devices; try 8 or 16\."), (3, r"try 8\."), (0, r"try 8\.")],
+)
+def test_batches_that_devices_cannot_share(batch_size, message):
+    dataset = InMemory(LENGTHS)
+    devices = {"process_count": 2, "num_local_devices": 4}
+    with pytest.raises(UserError, match=message):
+        train_batches(dataset, config(50), batch_size=batch_size, seed=0, **devices)
+    with pytest.raises(UserError, match=message):
+        eval_batches(dataset, "test", config(50), batch_size=batch_size, **devices)
