@@ -17,6 +17,7 @@ one: a typed config is checked as a whole, once, when all its overrides are in.
 
 import ast
 import importlib.util
+import os
 import pathlib
 import re
 import shutil
@@ -26,6 +27,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 
 from pf_jax import fields
@@ -74,11 +76,18 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
             sys.exit(0)
         return _parse_flags(argv, own)
 
+    if jax.config.jax_compilation_cache_dir is None:
+        # What was compiled once, for minutes on a TPU, is found again when a run is resumed.
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "pf_jax" / "compiled"))
     try:
         app.run(main, argv=None if argv is None else list(argv), flags_parser=parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
 
 
 def presets() -> list[str]:

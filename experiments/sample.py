@@ -42,7 +42,13 @@ def main(argv: Sequence[str]) -> None:
     model, meta = load(_CHECKPOINT.value)
     sample_rate = meta.audio_format.sample_rate
     num_steps = math.ceil(_SECONDS.value * sample_rate)
+    if num_steps >= 2**31:
+        raise UserError(f"--seconds={_SECONDS.value} is too long: 2**31 samples or more.")
     output = epath.Path(_OUTPUT.value).expanduser()
+    try:
+        output.mkdir(parents=True, exist_ok=True)  # Before the work, not after it.
+    except OSError as error:
+        raise UserError(f"Cannot write {output}: {error.strerror or error}.") from error
 
     start = time.monotonic()
     with tqdm(total=num_steps, unit=" samples", disable=not sys.stderr.isatty()) as bar:

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = _CONFIG.value
     state = train(config, _WORKDIR.value)
-    if state.step == config.num_steps:
+    if state.step >= config.num_steps:
         print(
             "Trained. To listen to it:\n  python -m experiments.sample "
             f"--checkpoint={shlex.quote(_WORKDIR.value)} --output=samples",

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
+from pf_jax import fields
 from pf_jax.errors import UserError
 
 EMBEDDINGS = ("sinusoidal", "learned")
@@ -53,45 +54,45 @@ class PoolformerConfig:
         Raises:
             UserError: A field has a value that no Poolformer can have.
         """
-        for name in ("widths", "depths", "pool_factors"):
-            value = getattr(self, name)
-            if not isinstance(value, list | tuple):
-                raise UserError(f"{name} must be a tuple with one entry a level, got {value!r}.")
-            value = tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
-            object.__setattr__(self, name, value)
-
+        fields.check_types(self)
         levels = len(self.widths)
         if levels == 0 or len(self.depths) != levels or len(self.pool_factors) != levels - 1:
             raise UserError(
                 "A model of n levels needs n widths, n depths and n - 1 pool_factors; got "
                 f"widths={self.widths}, depths={self.depths}, pool_factors={self.pool_factors}."
             )
+        if isinstance(self.depths[-1], tuple):
+            raise UserError(
+                "The last entry of depths is a number, since the innermost level nests nothing to "
+                f"stand before or after; got depths={self.depths}."
+            )
+        depths = [number for level in range(levels) for number in self.depth(level)]
+        for name, numbers, least in (
+            ("widths", self.widths, 1),
+            ("depths", depths, 0),
+            ("pool_factors", self.pool_factors, 2),
+        ):
+            if min(numbers, default=least) < least:
+                raise UserError(
+                    f"{name} must be at least {least} at every level, got {getattr(self, name)}."
+                )
+        fields.check_intervals(
+            self,
+            vocab_size="[2, inf)",
+            num_heads="[1, inf)",
+            conv_width="[1, inf)",
+            mlp_expansion="(0, inf)",
+            dropout="[0, 1)",
+        )
         for width in self.widths:
-            _check_integer("widths", width, at_least=1)
-            if self.num_heads < 1 or width % self.num_heads:
+            if width % self.num_heads:
                 raise UserError(
                     f"num_heads={self.num_heads} must divide every width, but not {width}; "
                     f"got widths={self.widths}."
                 )
-        for level, depth in enumerate(self.depths):
-            pair = isinstance(depth, tuple)
-            if pair and (len(depth) != 2 or level == levels - 1):
-                raise UserError(
-                    "An entry of depths is a number, or a pair (before, after) at every level but "
-                    f"the last; got depths={self.depths}."
-                )
-            for number in depth if pair else (depth,):
-                _check_integer("depths", number, at_least=0)
-        for factor in self.pool_factors:
-            _check_integer("pool_factors", factor, at_least=2)
-        _check_integer("vocab_size", self.vocab_size, at_least=2)
-        _check_integer("conv_width", self.conv_width, at_least=1)
-        _check_choice("embedding", self.embedding, EMBEDDINGS)
-        _check_choice("dtype", self.dtype, DTYPES)
-        if not self.mlp_expansion > 0:
-            raise UserError(f"mlp_expansion must be above 0, got {self.mlp_expansion}.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), got {self.dropout}.")
+        for name, choices in (("embedding", EMBEDDINGS), ("dtype", DTYPES)):
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"{name} must be {' or '.join(choices)}, got {value!r}.")
 
     @property
     def num_levels(self) -> int:
@@ -115,26 +116,10 @@ class PoolformerConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The config from `to_dict`'s dictionary, or from JSON.
 
         Raises:
             UserError: A field is unknown, missing or has an impossible value.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise UserError(f"Unknown model fields {unknown}; known are {sorted(known)}.")
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise UserError(f"The model config is incomplete: {error}.") from error
-
-
-def _check_integer(name: str, value: Any, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise UserError(f"{name} must hold integers of at least {at_least}, got {value!r}.")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+        return fields.from_dict(cls, values)

@@ -189,7 +189,7 @@ class SkipBlock(nnx.Module):
         return x, SkipBlockState(before, phase, group, up, nested, after)
 
     def _blocks(self, blocks: Sequence[ResBlock], x, states, dropout_key):
-        call = nnx.remat(ResBlock.__call__) if self.remat else ResBlock.__call__
+        call = _remat if self.remat else ResBlock.__call__
         keys = _split(dropout_key, len(blocks))
         new_states = []
         for block, state, key in zip(blocks, states, keys, strict=True):
@@ -312,6 +312,17 @@ class Poolformer(nnx.Module):
 
     def _logits(self, x):
         return self.head(self.head_norm(x)).astype(jnp.float32)
+
+
+def _remat(block: ResBlock, *inputs):
+    """Calls a block, and once more in the backward pass.
+
+    `nnx.remat` would write to the block's parameters, which fails where a model is closed over.
+    """
+    graph, params = nnx.split(block)
+    return jax.checkpoint(lambda params, *inputs: nnx.merge(graph, params)(*inputs))(
+        params, *inputs
+    )
 
 
 def _dropout(x, rate: float, key: PRNGKeyArray | None):

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 import tqdm
-from absl import logging
 from etils import epath
 from jaxtyping import Int16
 
@@ -28,7 +27,7 @@ class Folder(AudioBuilder):
     """The sound files under `config.path`, whatever their rates and channels.
 
     Files that are not sound, have no samples, have NaN or infinite samples, or last less than
-    `MIN_SECONDS` are left out, with a warning each. Silent files are kept.
+    `MIN_SECONDS` are left out (`Dataset.skipped` says why). Silent files are kept.
 
     With `MIN_FILES` usable files or more, whole files are held out: those whose names come first in
     the order of their SHA-256, 5 % for validation and the next 5 % for test, at least one each. So
@@ -71,7 +70,6 @@ class Folder(AudioBuilder):
                 disable=None,  # Only a terminal shows it.
             ):
                 if reason:
-                    logging.warning("Left out %s: %s", self._root / name, reason)
                     skipped.append((name, reason))
                 else:
                     names.append(name)

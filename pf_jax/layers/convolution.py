@@ -18,7 +18,10 @@ class CausalConvolution(nnx.Module):
 
     def __init__(self, width: int, taps: int, *, dtype, rngs: nnx.Rngs):
         """Makes the layer."""
-        init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=())
+        # Each channel is a filter of its own: the fan-in is the taps, not taps * width.
+        init = nnx.initializers.variance_scaling(
+            1.0, "fan_in", "normal", in_axis=0, out_axis=(), batch_axis=1
+        )
         self.dtype = dtype
         self.kernel = nnx.Param(init(rngs.params(), (taps, width)))
         self.bias = nnx.Param(jnp.zeros((width,)))

@@ -12,6 +12,7 @@ Arrays are saved as those of one device; the number of devices is free to change
 """
 
 import dataclasses
+import math
 from typing import Any, Self
 
 import grain
@@ -82,9 +83,13 @@ class CheckpointMeta:
                 f"format version {version}; this is pf_jax {__version__}, which reads up to "
                 f"{FORMAT_VERSION}. Upgrade pf_jax."
             )
+        try:
+            config = TrainConfig.from_dict(fields["config"])
+        except UserError as error:
+            raise UserError(f"The config in {path} is of another version: {error}") from error
         return cls(
             step=fields["step"],
-            config=TrainConfig.from_dict(fields["config"]),
+            config=config,
             validation_bits_per_sample=fields["validation_bits_per_sample"],
             path=path,
         )
@@ -94,25 +99,22 @@ class Checkpoints:
     """The checkpoints of a run that is being trained: saved in the background, pruned by policy."""
 
     def __init__(self, workdir: epath.Path, config: TrainConfig):
-        """Opens or makes `workdir/checkpoints`; what a killed run left half-written is removed."""
+        """Opens or makes `workdir/checkpoints`; what a killed run left half-written is removed.
+
+        Raises:
+            UserError: The directory cannot be written.
+        """
         self._config = config
         self.directory = _absolute(workdir) / "checkpoints"
-        keep_best = preservation_policy.BestN(
-            get_metric_fn=lambda metrics: metrics[_BITS],
-            reverse=True,
-            n=config.keep_best,
-            keep_checkpoints_without_metrics=False,
+        keep = [preservation_policy.LatestN(config.keep_latest), _KeepBest(config.keep_best)]
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: metrics[_BITS],  # Has Orbax keep metrics, no more than that.
+            preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
         )
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics[_BITS],
-                best_mode="min",
-                preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [preservation_policy.LatestN(config.keep_latest), keep_best]
-                ),
-            ),
-        )
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise UserError(f"Cannot write {self.directory}: {error.strerror or error}.") from error
 
     def latest_step(self) -> int | None:
         """The step of the latest checkpoint; None when there is none."""
@@ -134,6 +136,8 @@ class Checkpoints:
         state = jax.device_get(state)
         step = int(state.step)
         bits = validation_bits_per_sample
+        if bits is not None and not math.isfinite(bits):
+            bits = None  # A model that diverged is never the best.
         meta = CheckpointMeta(step, self._config, bits)
         self._manager.save(
             step,
@@ -143,7 +147,7 @@ class Checkpoints:
                 data=grain.checkpoint.CheckpointSave(data_iterator),
                 meta=ocp.args.JsonSave(meta.to_dict()),
             ),
-            metrics=None if bits is None else {_BITS: bits},
+            metrics={} if bits is None else {_BITS: bits},  # Of None, Orbax would complain.
             force=True,
         )
 
@@ -187,6 +191,20 @@ class Checkpoints:
         self._manager.close()
 
 
+class _KeepBest(preservation_policy.PreservationPolicy):
+    """Keeps the checkpoints with the lowest bits per sample, of those that were measured."""
+
+    def __init__(self, number: int):
+        self._number = number
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Says for each checkpoint whether it is kept."""
+        measured = [c for c in checkpoints if c.metrics]
+        measured.sort(key=lambda c: c.metrics[_BITS])
+        best = {c.step for c in measured[: self._number]}
+        return [c.step in best for c in checkpoints]
+
+
 def load(path: epath.PathLike) -> tuple[Poolformer, CheckpointMeta]:
     """Loads a model from a checkpoint; nothing else needs to be known.
 
@@ -215,6 +233,8 @@ def load(path: epath.PathLike) -> tuple[Poolformer, CheckpointMeta]:
 def find(path: epath.PathLike) -> CheckpointMeta:
     """What the checkpoint says about itself that `load` would load.
 
+    A step without its metadata is passed over: a killed run was just deleting it.
+
     Raises:
         UserError: As `load`.
     """
@@ -224,7 +244,8 @@ def find(path: epath.PathLike) -> CheckpointMeta:
     if (root / "meta").exists():
         return read_meta(root)
     steps = root / "checkpoints" if (root / "checkpoints").exists() else root
-    found = [p for p in steps.iterdir() if p.name.isdigit()] if steps.is_dir() else []
+    found = [p.parent.parent for p in steps.glob("*/meta/metadata")]
+    found = [p for p in found if p.name.isdigit()]
     if not found:
         raise UserError(
             f"{path} holds no pf_jax checkpoint; give the --workdir of a training run that has "

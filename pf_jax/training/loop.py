@@ -67,7 +67,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
         resume_step = checkpoints.latest_step() or 0
         if resume_step:
             state = checkpoints.restore(state, batches)
-        state = _replicate(state)
+        state = replicate(state)
         with RunLog(
             workdir,
             num_steps=config.num_steps,
@@ -145,10 +145,11 @@ def _evaluate(eval_fn: Callable, params: Params, batches: Iterator[dict[str, np.
     return nats / count * _NATS_TO_BITS
 
 
-def _replicate(state: TrainState) -> TrainState:
+def replicate(state: TrainState) -> TrainState:
     """One copy a local device, with a leading device axis, as `pmap` wants it."""
     devices = np.arange(jax.local_device_count())
-    return jax.pmap(lambda _, state: state, in_axes=(0, None))(devices, state)
+    # Over the axis of the step, or the step would be compiled again for its own output.
+    return jax.pmap(lambda _, state: state, axis_name=DATA_AXIS, in_axes=(0, None))(devices, state)
 
 
 def _first_replica(tree: Any) -> Any:

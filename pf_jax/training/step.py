@@ -67,7 +67,7 @@ def train_step(
     # Early on the average forgets faster, so that it is not held back by the initial weights.
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
-    metrics = {"loss": nats / count, "gradient_norm": optax.global_norm(gradients)}
+    metrics = {"loss": nats / count, "gradient_norm": optax.tree.norm(gradients)}
     state = TrainState(state.step + 1, state.key, params, ema_params, opt_state)
     return state, metrics
 

@@ -162,7 +162,7 @@ MISTAKES = [
     (["--config=demo", "--config.batch_size=0"], "batch_size must be at least 1, got 0."),
     (["--config=demo", "--config.optimizer.b1=nan"], "b1 must be in [0, 1), got nan."),
     (["--config=demo", "--config.model.num_heads=7"], "num_heads=7 must divide every width"),
-    (["--config=demo", "--config.model.dtype=int8"], "dtype must be one of float32, bfloat16"),
+    (["--config=demo", "--config.model.dtype=int8"], "dtype must be float32 or bfloat16"),
     (["--config=demo", "--tag_of_things=mistake"], "There are no such things."),
 ]
 

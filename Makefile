@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer:
+#   make demo    sets up, trains the demo in minutes, writes sounds to listen to
+#   make test    sets up, checks style, runs all tests
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo_output
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint format clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("pf_jax needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m experiments.train --config=demo --workdir=$(DEMO)/run
+	$(BIN)/python -m experiments.baseline --config=demo
+	$(BIN)/python -m experiments.sample --checkpoint=$(DEMO)/run --num_samples=4 --seconds=6 --output=$(DEMO)/samples
+	@echo "Listen to $(DEMO)/samples/*.wav"
+
+test: setup lint
+	$(BIN)/python -m pytest -n auto
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEMO)

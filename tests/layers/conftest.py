@@ -1,0 +1,66 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+
+@pytest.fixture
+def randomize():
+    """Puts noise on every parameter of a layer, so that no bias hides behind a zero."""
+
+    def apply(layer, scale=0.5, seed=0):
+        rng = np.random.default_rng(seed)
+        params = nnx.state(layer, nnx.Param)
+        noisy = jax.tree.map(
+            lambda p: p + scale * rng.standard_normal(p.shape).astype(np.float32), params
+        )
+        nnx.update(layer, noisy)
+        return layer
+
+    return apply
+
+
+@pytest.fixture
+def assert_forms_agree():
+    """Checks that a layer's parallel form, its steps, and any mix of both give the same."""
+
+    def check(layer, x, split=3, atol=1e-5):
+        forward = nnx.jit(lambda layer, x, state: layer(x, state))
+        step = nnx.jit(lambda layer, x, state: layer.step(x, state))
+        batch_size, time, _ = x.shape
+
+        def steps(positions, state):
+            ys = []
+            for t in positions:
+                y, state = step(layer, x[:, t], state)
+                ys.append(np.asarray(y).astype(np.float32))
+            return np.stack(ys, axis=1), state
+
+        expected, after_parallel = forward(layer, x, layer.init_state(batch_size))
+        expected = np.asarray(expected).astype(np.float32)
+        y, after_steps = steps(range(time), layer.init_state(batch_size))
+        np.testing.assert_allclose(y, expected, atol=atol)
+        first, state = forward(layer, x[:, :split], layer.init_state(batch_size))
+        np.testing.assert_allclose(
+            np.asarray(first).astype(np.float32), expected[:, :split], atol=atol
+        )
+        np.testing.assert_allclose(
+            steps(range(split, time), state)[0], expected[:, split:], atol=atol
+        )
+        rest, after_pieces = forward(layer, x[:, split:], state)
+        np.testing.assert_allclose(
+            np.asarray(rest).astype(np.float32), expected[:, split:], atol=atol
+        )
+
+        def same(actual, expected):
+            assert actual.dtype == expected.dtype
+            np.testing.assert_allclose(
+                np.asarray(actual).astype(np.float32),
+                np.asarray(expected).astype(np.float32),
+                atol=atol,
+            )
+
+        jax.tree.map(same, after_steps, after_parallel)
+        jax.tree.map(same, after_pieces, after_parallel)
+
+    return check

@@ -1,0 +1,242 @@
+"""Every implementation against the definition, a loop in float64 NumPy, in value and gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from pf_jax import UserError, linear_recurrence
+from pf_jax.recurrence import IMPLEMENTATIONS
+
+every_implementation = pytest.mark.parametrize("implementation", ["auto", *IMPLEMENTATIONS])
+
+# Of the sum of the magnitudes of all terms: float32 rounds to 6e-8 of a term, some of them often.
+ROUNDING = 1e-6
+
+
+def loop(a, b, h0):
+    """The definition."""
+    h, states = h0, np.empty_like(b)
+    for t in range(a.shape[1]):
+        h = a[:, t] * h + b[:, t]
+        states[:, t] = h
+    return states
+
+
+def loop_gradients(a, b, h0, dh):
+    """Gradients of `sum(dh * h)` with respect to a, b and h0, by the chain rule, from the end."""
+    previous = np.concatenate([h0[:, None], loop(a, b, h0)[:, :-1]], axis=1)
+    da, db, g = np.empty_like(a), np.empty_like(b), np.zeros_like(h0)
+    for t in reversed(range(a.shape[1])):
+        g = g + dh[:, t]
+        da[:, t], db[:, t] = g * previous[:, t], g
+        g = g * a[:, t]
+    return da, db, g
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def states(implementation, a, b, h0=None):
+    return linear_recurrence(a, b, h0, implementation=implementation)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradients(implementation, a, b, h0, dh):
+    """`h` and the gradients of `sum(dh * h)`."""
+    h, pull_back = jax.vjp(functools.partial(states, implementation), a, b, h0)
+    return h, pull_back(dh.astype(h.dtype))
+
+
+def double(*arrays):
+    return [np.asarray(x).astype(np.float64) for x in arrays]
+
+
+def assert_close(actual, expected, magnitude, relative=0.0):
+    """Within rounding: `relative` of the value itself and `ROUNDING` of the terms summed."""
+    actual = np.asarray(actual).astype(np.float64)
+    assert np.isfinite(actual).all()
+    error = np.abs(actual - expected) - relative * np.abs(expected)
+    assert (error <= ROUNDING * magnitude + 1e-30).all(), (error / (magnitude + 1e-30)).max()
+
+
+def assert_equals_the_loop(implementation, a, b, h0, dh, relative=0.0):
+    h, gradients = value_and_gradients(implementation, a, b, h0, dh)
+    exact, magnitudes = double(a, b, h0, dh), [np.abs(x) for x in double(a, b, h0, dh)]
+    assert_close(h, loop(*exact[:3]), loop(*magnitudes[:3]), relative)
+    for gradient, of, expected, magnitude in zip(
+        gradients, (a, b, h0), loop_gradients(*exact), loop_gradients(*magnitudes), strict=True
+    ):
+        assert gradient.dtype == of.dtype
+        assert_close(gradient, expected, magnitude, relative)
+
+
+DECAYS = {
+    "any": lambda rng, shape: rng.uniform(-1.0, 1.0, shape),
+    "zero": lambda rng, shape: np.zeros(shape),
+    "one": lambda rng, shape: np.ones(shape),
+    "near one": lambda rng, shape: 1.0 - rng.uniform(0.0, 1e-6, shape),
+    "negative": lambda rng, shape: rng.uniform(-1.0, -0.9, shape),
+    "zeros and ones": lambda rng, shape: rng.integers(0, 2, shape),
+    "slow": lambda rng, shape: rng.uniform(0.9, 1.0, shape),
+}
+
+
+def random_problem(seed, batch, time, decays=tuple(DECAYS), dtype=np.float32):
+    """Inputs a, b, h0 and a cotangent; each channel has its kind of decay."""
+    rng = np.random.default_rng(seed)
+    a = np.stack([DECAYS[decay](rng, (batch, time)) for decay in decays], axis=-1)
+    b, dh = rng.standard_normal((2, *a.shape))
+    h0 = rng.standard_normal((batch, len(decays)))
+    return [jnp.asarray(x, dtype) for x in (a, b, h0, dh)]
+
+
+@every_implementation
+@pytest.mark.parametrize("time", [1, 2, 64, 127])
+def test_equals_the_loop_for_each_kind_of_decay(implementation, time):
+    assert_equals_the_loop(implementation, *random_problem(0, 3, time))
+
+
+@every_implementation
+def test_equals_the_loop_over_65536_positions(implementation):
+    assert_equals_the_loop(
+        implementation, *random_problem(1, 1, 65_536, ("near one", "any", "slow"))
+    )
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch=st.integers(1, 4),
+    time=st.integers(1, 40),
+    decays=st.lists(st.sampled_from(list(DECAYS)), min_size=1, max_size=5),
+    implementation=st.sampled_from(list(IMPLEMENTATIONS)),
+)
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_equals_the_loop_for_any_shape(seed, batch, time, decays, implementation):
+    assert_equals_the_loop(implementation, *random_problem(seed, batch, time, decays))
+
+
+@every_implementation
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_rounds_once_at_the_end(implementation, dtype):
+    problem = random_problem(2, 2, 127, dtype=dtype)
+    h, _ = value_and_gradients(implementation, *problem)
+    assert h.dtype == dtype
+    assert_equals_the_loop(implementation, *problem, relative=jnp.finfo(dtype).eps / 2)
+
+
+@every_implementation
+@pytest.mark.parametrize(
+    ("of_a", "of_b", "of_h0", "of_h"),
+    [
+        (jnp.float32, jnp.bfloat16, jnp.bfloat16, jnp.float32),
+        (jnp.bfloat16, jnp.float32, jnp.float16, jnp.float32),
+        (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float32),
+        (jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.bfloat16),
+    ],
+)
+def test_mixed_types_promote_and_each_gradient_has_its_inputs_type(
+    implementation, of_a, of_b, of_h0, of_h
+):
+    a, b, h0, dh = random_problem(4, 2, 16)
+    # A cotangent that bfloat16 holds exactly, so that its type does not matter.
+    problem = a.astype(of_a), b.astype(of_b), h0.astype(of_h0), jnp.round(dh)
+    h, _ = value_and_gradients(implementation, *problem)
+    assert h.dtype == of_h
+    assert_equals_the_loop(implementation, *problem, relative=2.0**-8)
+
+
+@every_implementation
+def test_without_h0_starts_from_zeros(implementation):
+    a, b, h0, _ = random_problem(5, 2, 9)
+    np.testing.assert_array_equal(
+        states(implementation, a, b), states(implementation, a, b, jnp.zeros_like(h0))
+    )
+
+
+@every_implementation
+def test_last_state_is_the_h0_with_which_the_sequence_goes_on(implementation):
+    a, b, h0, _ = random_problem(6, 2, 20)
+    h = states(implementation, a, b, h0)
+    rest = states(implementation, a[:, 7:], b[:, 7:], h[:, 6])
+    np.testing.assert_allclose(rest, h[:, 7:], rtol=1e-5, atol=1e-6)
+
+
+@every_implementation
+def test_first_and_second_derivatives_agree_with_finite_differences_in_float64(implementation):
+    with jax.enable_x64(True):
+        a, b, h0, dh = random_problem(7, 1, 5, ("any", "one"), np.float64)
+
+        def loss(a, b, h0):
+            h = linear_recurrence(a, b, h0, implementation=implementation)
+            assert h.dtype == jnp.float64
+            return jnp.sum(dh * h**2)
+
+        check_grads(jax.jit(loss), (a, b, h0), order=2, modes=["rev"], atol=1e-4, rtol=1e-4)
+
+
+@every_implementation
+def test_vmap_of_value_and_gradient_equals_one_by_one(implementation):
+    a, b, h0, dh = random_problem(8, 6, 11)
+    a, b, h0, dh = (x.reshape(3, 2, *x.shape[1:]) for x in (a, b, h0, dh))
+    run = jax.vmap(functools.partial(value_and_gradients, implementation), (None, 0, 0, 0))
+    h, (da, db, dh0) = run(a[0], b, h0, dh)
+    for i in range(3):
+        expected, gradients = value_and_gradients(implementation, a[0], b[i], h0[i], dh[i])
+        np.testing.assert_allclose(h[i], expected, rtol=1e-5, atol=1e-6)
+        for actual, gradient in zip((da, db, dh0), gradients, strict=True):
+            np.testing.assert_allclose(actual[i], gradient, rtol=1e-5, atol=1e-6)
+
+
+@every_implementation
+def test_eager_equals_compiled(implementation):
+    a, b, h0, _ = random_problem(9, 2, 3)
+    np.testing.assert_allclose(
+        linear_recurrence(a, b, h0, implementation=implementation),
+        states(implementation, a, b, h0),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+
+
+@every_implementation
+def test_no_position_gives_no_state_and_no_gradient(implementation):
+    a, b, h0 = jnp.zeros((2, 0, 3), jnp.bfloat16), jnp.zeros((2, 0, 3)), jnp.ones((2, 3))
+    h = linear_recurrence(a, b, h0, implementation=implementation)
+    assert h.shape == (2, 0, 3)
+    assert h.dtype == jnp.float32
+    gradient = jax.grad(
+        lambda h0: linear_recurrence(a, b, h0, implementation=implementation).sum()
+    )(h0)
+    np.testing.assert_array_equal(gradient, jnp.zeros_like(h0))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_auto_and_its_gradient_lower_for_every_platform_from_here(platform):
+    def loss(a, b, h0):
+        return linear_recurrence(a, b, h0).sum()
+
+    problem = random_problem(10, 2, 32)[:3]
+    exported = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=[platform])(*problem)
+    assert exported.platforms == (platform,)
+
+
+def test_wrong_shapes_are_named():
+    a = jnp.ones((2, 5, 3))
+    with pytest.raises(UserError, match=r"one shape .*got a: \(2, 5, 3\) and b: \(2, 4, 3\)"):
+        linear_recurrence(a, a[:, 1:])
+    with pytest.raises(UserError, match=r"\(batch, time, width\), got a: \(5, 3\)"):
+        linear_recurrence(a[0], a[0])
+    with pytest.raises(UserError, match=r"h0 must have shape .*\(2, 3\), got \(3,\)"):
+        linear_recurrence(a, a, a[0, 0])
+    with pytest.raises(UserError, match=r"h0 must have shape .*\(2, 3\), got \(2, 5, 3\)"):
+        linear_recurrence(a, a, a)
+
+
+def test_an_unknown_implementation_is_answered_with_the_known():
+    a = jnp.ones((1, 2, 3))
+    with pytest.raises(UserError, match=r"'fast'.*auto, associative, sequential"):
+        linear_recurrence(a, a, implementation="fast")

@@ -1,0 +1,461 @@
+"""What makes the model a causal model with two forms, for random configs of one to four levels."""
+
+import collections
+import dataclasses
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pf_jax import Poolformer, PoolformerConfig, UserError
+from pf_jax.layers import MIXERS
+from pf_jax.poolformer import ResBlock, SkipBlock
+
+# Logits are of the order of 1; float32 rounds each of some thousand terms to 6e-8.
+ROUNDING = 5e-5
+
+
+def make_model(config, seed=0):
+    """A model with noise in every parameter, so that no bias hides behind a zero."""
+    model = nnx.eval_shape(lambda: Poolformer(config, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(model)
+    rng = np.random.default_rng(seed)
+
+    def values(p):
+        noise = rng.standard_normal(p.shape).astype(np.float32)
+        return jnp.asarray(noise / np.sqrt(p.shape[-2]) if len(p.shape) > 1 else 0.5 * noise)
+
+    return nnx.merge(graph, jax.tree.map(values, params))
+
+
+def make_tokens(config, batch, time, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, (batch, time))
+
+
+def shift(tokens, first):
+    """What stands before each token."""
+    return np.concatenate([np.full_like(tokens[:, :1], first), tokens[:, :-1]], axis=1)
+
+
+@nnx.jit
+def parallel(model, tokens):
+    return model(tokens)
+
+
+@nnx.jit
+def prefill(model, tokens, state=None, previous=None):
+    return model.prefill(tokens, state, previous)
+
+
+@nnx.jit
+def recurrent(model, state, previous_tokens):
+    """`step` over `(batch, time)` tokens that stand before those to be scored."""
+
+    def step(state, previous):
+        logits, state = model.step(state, previous)
+        return state, logits
+
+    return jnp.moveaxis(jax.lax.scan(step, state, previous_tokens.T)[1], 0, 1)
+
+
+@st.composite
+def configs(draw, levels, max_factor=8):
+    """Small, asymmetric, sometimes empty; `levels` of them."""
+    most = 2 if levels < 3 else 1  # A block more is half a second of compilation more.
+    depth = st.one_of(st.integers(0, 1), st.tuples(st.integers(0, most), st.integers(0, most)))
+    implementations = ["sequential", "associative"] if levels < 3 else ["auto"]
+    return PoolformerConfig(
+        widths=tuple(draw(st.sampled_from([2, 4, 6])) for _ in range(levels)),
+        depths=(*(draw(depth) for _ in range(levels - 1)), draw(st.integers(0, most))),
+        pool_factors=tuple(draw(st.integers(2, max_factor)) for _ in range(levels - 1)),
+        vocab_size=draw(st.integers(2, 9)),
+        embedding=draw(st.sampled_from(["sinusoidal", "learned"])),
+        num_heads=draw(st.integers(1, 2)),
+        conv_width=draw(st.integers(1, 4)),
+        recurrence=draw(st.sampled_from(implementations)),
+    )
+
+
+@st.composite
+def problems(draw, levels, max_factor=8):
+    """A config, tokens that reach through all its levels or not, and a seed for the weights."""
+    config = draw(configs(levels, max_factor))
+    period = int(np.prod(config.pool_factors))
+    time = draw(st.one_of(st.integers(1, 2 * period + 9), st.integers(period, 2 * period + 9)))
+    seed = draw(st.integers(0, 2**32 - 1))
+    return config, make_tokens(config, draw(st.integers(1, 3)), min(time, 900), seed), seed
+
+
+def settled(max_examples):
+    return settings(max_examples=max_examples, deadline=None, derandomize=True)
+
+
+each_number_of_levels = pytest.mark.parametrize("levels", [1, 2, 3, 4])
+
+
+@each_number_of_levels
+@settled(4)
+@given(data=st.data())
+def test_parallel_form_equals_steps_from_the_start_and_after_a_prompt(levels, data):
+    config, tokens, seed = data.draw(problems(levels))
+    prompt = data.draw(st.integers(1, tokens.shape[1]))
+    model, batch = make_model(config, seed), len(tokens)
+    expected = parallel(model, tokens)
+    assert expected.shape == (*tokens.shape, config.vocab_size)
+    assert expected.dtype == jnp.float32
+
+    previous = shift(tokens, model.start_token)
+    logits = recurrent(model, model.init_state(batch), previous)
+    np.testing.assert_allclose(logits, expected, atol=ROUNDING)
+
+    logits, state = prefill(model, tokens[:, :prompt])
+    np.testing.assert_allclose(logits, expected[:, :prompt], atol=ROUNDING)
+    # Padded at the end so that one program does for both.
+    rest = np.pad(previous[:, prompt:], ((0, 0), (0, prompt)))
+    logits = recurrent(model, state, rest)[:, : tokens.shape[1] - prompt]
+    np.testing.assert_allclose(logits, expected[:, prompt:], atol=ROUNDING)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@settled(2)
+@given(data=st.data())
+def test_prefill_in_pieces_equals_the_whole(levels, data):
+    config, _, seed = data.draw(problems(levels, max_factor=4))
+    period = int(np.prod(config.pool_factors))
+    pieces = [period * data.draw(st.integers(1, 3)), period * data.draw(st.integers(1, 2))]
+    pieces.append(data.draw(st.integers(1, 2 * period)))
+    tokens = make_tokens(config, 2, sum(pieces), seed)
+    model = make_model(config, seed)
+    expected, end = prefill(model, tokens)
+    state, previous, logits = None, None, []
+    for piece in np.split(tokens, np.cumsum(pieces)[:-1], axis=1):
+        scores, state = prefill(model, piece, state, previous)
+        previous = piece[:, -1]
+        logits.append(scores)
+    np.testing.assert_allclose(np.concatenate(logits, axis=1), expected, atol=ROUNDING)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=ROUNDING), state, end)
+
+
+@each_number_of_levels
+@settled(2)
+@given(data=st.data())
+def test_later_tokens_leave_earlier_logits_bit_identical(levels, data):
+    config, tokens, seed = data.draw(problems(levels))
+    model = make_model(config, seed)
+    expected = np.asarray(parallel(model, tokens))
+    for position in data.draw(st.lists(st.integers(0, tokens.shape[1] - 1), min_size=8)):
+        changed = tokens.copy()
+        changed[:, position:] = (changed[:, position:] + 1) % config.vocab_size
+        logits = np.asarray(parallel(model, changed))
+        np.testing.assert_array_equal(logits[:, : position + 1], expected[:, : position + 1])
+        later = logits[:, position + 1 :], expected[:, position + 1 :]
+        assert not later[0].size or not np.array_equal(*later)
+
+
+def dependencies(config, time):
+    """`[t, s]`: whether logits at `t` may depend on the embedded input at `s`, by plain logic."""
+
+    def skip_block(level, x):
+        before, after = config.depth(level)
+        if before:
+            x = np.logical_or.accumulate(x, axis=0)
+        if level < config.num_levels - 1:
+            factor = config.pool_factors[level]
+            groups = [x[g * factor : (g + 1) * factor].any(0) for g in range(len(x) // factor)]
+            nested = skip_block(level + 1, np.array(groups).reshape(-1, time))
+            x = np.array(
+                [row | nested[t // factor - 1] if t >= factor else row for t, row in enumerate(x)]
+            )
+        if after:
+            x = np.logical_or.accumulate(x, axis=0)
+        return x
+
+    return skip_block(0, np.eye(time, dtype=bool))
+
+
+def jacobian(config, time, seed=0):
+    """`[t, s]`: the largest slope of a combination of logits at `t` by the input at `s`."""
+    model = make_model(config, seed)
+    mix = np.random.default_rng(seed).standard_normal(config.vocab_size).astype(np.float32)
+
+    def scores(model, x):
+        y, _ = model.body(x[None], model.init_state(1))
+        return model.head(model.head_norm(y))[0] @ mix
+
+    x = np.random.default_rng(seed).standard_normal((time, config.widths[0])).astype(np.float32)
+    return np.abs(nnx.jit(jax.jacrev(scores, argnums=1))(model, x)).max(axis=-1)
+
+
+ONLY_THROUGH_POOLING = PoolformerConfig((4, 4, 4), ((0, 0), (0, 0), 1), (2, 3), 5, num_heads=2)
+
+
+@settled(7)
+@example(config=ONLY_THROUGH_POOLING, extra=5)
+@example(config=dataclasses.replace(ONLY_THROUGH_POOLING, depths=((0, 1), (0, 1), 1)), extra=0)
+@given(
+    config=st.integers(1, 3).flatmap(lambda n: configs(n, max_factor=3)), extra=st.integers(0, 7)
+)
+def test_logits_listen_to_the_past_and_only_to_it(config, extra):
+    time = 2 * int(np.prod(config.pool_factors)) + 1 + extra
+    slopes = jacobian(config, time)
+    np.testing.assert_array_equal(np.triu(slopes, k=1), 0.0)
+    np.testing.assert_array_equal(slopes != 0.0, dependencies(config, time))
+
+
+def test_a_group_of_groups_ago_is_heard_even_if_nothing_but_pooling_mixes():
+    slopes = jacobian(ONLY_THROUGH_POOLING, 14)
+    # The last group of two, and the last group of three groups of two.
+    assert np.flatnonzero(slopes[5]).tolist() == [5]
+    assert np.flatnonzero(slopes[13]).tolist() == [0, 1, 2, 3, 4, 5, 13]
+
+
+def test_rows_of_a_batch_do_not_hear_each_other():
+    config = PoolformerConfig((4, 6), (1, 1), (3,), 7, num_heads=2)
+    model, tokens = make_model(config), make_tokens(config, 3, 20)
+    changed = tokens.copy()
+    changed[1] = (changed[1] + 1) % 7
+    logits, expected = parallel(model, changed), parallel(model, tokens)
+    np.testing.assert_array_equal(logits[::2], expected[::2])
+    assert not np.array_equal(logits[1], expected[1])
+    np.testing.assert_allclose(parallel(model, tokens[1:2])[0], expected[1], atol=ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_any_type_of_integer_will_do(dtype):
+    config = PoolformerConfig((4,), (1,), (), 5, num_heads=2)
+    model, tokens = make_model(config), make_tokens(config, 2, 4)
+    np.testing.assert_array_equal(parallel(model, tokens.astype(dtype)), parallel(model, tokens))
+
+
+def test_wrong_tokens_are_refused_with_their_type_and_shape():
+    model = make_model(PoolformerConfig((4,), (1,), (), 5, num_heads=2))
+    for tokens, got in (
+        (jnp.zeros((2, 3)), r"float32 of shape \(2, 3\)"),
+        (jnp.zeros((2, 3), bool), r"bool of shape \(2, 3\)"),
+        (jnp.zeros((3,), int), r"int32 of shape \(3,\)"),
+        (jnp.zeros((2, 3, 1), int), r"int32 of shape \(2, 3, 1\)"),
+        (jnp.zeros((2, 0), int), r"int32 of shape \(2, 0\)"),
+        (jnp.zeros((0, 3), int), r"int32 of shape \(0, 3\)"),
+    ):
+        with pytest.raises(UserError, match=f"integer array of shape .*, got {got}"):
+            model(tokens)
+
+
+class Summing(nnx.Module):
+    """A mixer of a user's own: the sum of all inputs, scaled; it counts its steps."""
+
+    steps: ClassVar[collections.Counter] = collections.Counter()  # By width.
+
+    def __init__(self, width, config, *, rngs):
+        self.width = width
+        self.scale = nnx.Param(jnp.full((width,), 0.1))
+
+    def init_state(self, batch_size):
+        return {"sum": jnp.zeros((batch_size, self.width))}
+
+    def __call__(self, x, state):
+        sums = state["sum"][:, None] + jnp.cumsum(x, axis=1)
+        return self.scale * sums, {"sum": sums[:, -1]}
+
+    def step(self, x, state):
+        jax.debug.callback(lambda: self.steps.update([self.width]))
+        total = state["sum"] + x
+        return self.scale * total, {"sum": total}
+
+
+@pytest.fixture
+def summing(monkeypatch):
+    monkeypatch.setitem(MIXERS, "summing", Summing)
+    monkeypatch.setattr(Summing, "steps", collections.Counter())
+    return PoolformerConfig((2, 4, 6), (1, (2, 1), 3), (2, 3), 5, mixer="summing", num_heads=2)
+
+
+def test_a_users_own_mixer_comes_in_by_the_same_door(summing):
+    model, tokens = make_model(summing), make_tokens(summing, 2, 17)
+    assert type(model.body.nested.before[0].mixer) is Summing
+    logits = recurrent(model, model.init_state(2), shift(tokens, model.start_token))
+    np.testing.assert_allclose(logits, parallel(model, tokens), atol=ROUNDING)
+
+
+def test_a_pooled_level_steps_once_in_a_group(summing):
+    model = make_model(summing)
+    for time in (5, 17):
+        Summing.steps.clear()
+        recurrent(model, model.init_state(1), make_tokens(summing, 1, time)).block_until_ready()
+        jax.effects_barrier()
+        assert Summing.steps == {
+            width: steps * blocks
+            for width, steps, blocks in ((2, time, 2), (4, time // 2, 3), (6, time // 6, 3))
+            if steps
+        }
+
+
+def test_an_unknown_mixer_is_answered_with_the_known():
+    config = PoolformerConfig((8,), (1,), mixer="attentoin")
+    with pytest.raises(UserError, match="'attentoin'; known: rglru"):
+        Poolformer(config, rngs=nnx.Rngs(0))
+
+
+SMALL = PoolformerConfig((4, 6), (1, 1), (3,), 7, num_heads=2)
+
+
+def test_bfloat16_stays_near_float32_in_both_forms():
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
+    model, tokens = make_model(config), make_tokens(config, 2, 20)
+    expected = np.asarray(parallel(make_model(SMALL), tokens))
+    logits = np.asarray(parallel(model, tokens))
+    assert logits.dtype == np.float32
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    steps = recurrent(model, model.init_state(2), shift(tokens, model.start_token))
+    assert steps.dtype == jnp.float32
+    for actual in (logits, steps):
+        difference = np.abs(actual - expected)
+        assert 0 < difference.max() < 0.15 * expected.std()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_leaves_the_shapes_and_types_of_the_state_as_they_were(dtype):
+    model = make_model(dataclasses.replace(SMALL, dtype=dtype))
+    state = model.init_state(2)
+
+    def describe(state):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(lambda: state))
+
+    _, stepped = jax.eval_shape(model.step, state, jnp.zeros((2,), jnp.int32))
+    _, prefilled = jax.eval_shape(model.prefill, jnp.zeros((2, 7), jnp.int32))
+    assert describe(stepped) == describe(state)
+    assert describe(prefilled) == describe(state)
+
+
+def loss_and_gradients(config, tokens):
+    def loss(model, tokens):
+        log_p = jax.nn.log_softmax(model(tokens, dropout_key=jax.random.key(3)))
+        return -jnp.take_along_axis(log_p, tokens[..., None], axis=-1).mean()
+
+    run = nnx.jit(nnx.value_and_grad(loss))
+    return run(make_model(config), tokens)
+
+
+def test_remat_changes_neither_loss_nor_gradients():
+    config = dataclasses.replace(SMALL, dropout=0.3)
+    tokens = make_tokens(config, 2, 10)
+    loss, gradients = loss_and_gradients(config, tokens)
+    remat_loss, remat_gradients = loss_and_gradients(
+        dataclasses.replace(config, remat=True), tokens
+    )
+    np.testing.assert_allclose(remat_loss, loss, rtol=1e-6)
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(compare, remat_gradients, gradients)
+    # Every parameter learns.
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_remat_is_there_only_if_asked_and_in_a_plain_jax_transform_too(remat):
+    model = make_model(dataclasses.replace(SMALL, remat=remat))
+    program = str(jax.make_jaxpr(lambda tokens: model(tokens))(jnp.zeros((1, 4), int)))
+    assert ("checkpoint" in program) == remat
+
+
+def test_dropout_needs_a_key_and_changes_with_it():
+    model, tokens = make_model(dataclasses.replace(SMALL, dropout=0.5)), make_tokens(SMALL, 2, 9)
+    run = nnx.jit(lambda model, tokens, key: model(tokens, dropout_key=key))
+    without = parallel(model, tokens)
+    np.testing.assert_array_equal(without, parallel(make_model(SMALL), tokens))
+    first, again = run(model, tokens, jax.random.key(0)), run(model, tokens, jax.random.key(0))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, without)
+    assert not np.array_equal(first, run(model, tokens, jax.random.key(1)))
+    np.testing.assert_allclose(
+        run(make_model(SMALL), tokens, jax.random.key(0)), without, atol=ROUNDING
+    )
+
+
+@pytest.mark.parametrize("empty", [(1, (0, 0)), (0, (0, 1)), (0, (1, 0))])
+def test_dropout_works_with_levels_that_have_no_blocks(empty):
+    last, first = empty
+    config = dataclasses.replace(SMALL, depths=(first, last), dropout=0.5)
+    model = make_model(config)
+    run = functools.partial(model, jnp.zeros((2, 7), int))
+    assert jax.eval_shape(lambda key: run(dropout_key=key), jax.random.key(0)).shape == (2, 7, 7)
+
+
+def branch_outputs(block, value):
+    """Makes both branches of a ResBlock constant: the mixer gives `value`, the MLP twice that."""
+    for branch, constant in ((block.mixer.output, value), (block.mlp.output, 2.0 * value)):
+        branch.kernel[...] = jnp.zeros_like(branch.kernel[...])
+        branch.bias[...] = jnp.full_like(branch.bias[...], constant)
+
+
+def test_dropout_drops_entries_of_each_branch_by_themselves_and_keeps_the_mean():
+    """Four branches that give 1, 2, 4 and 8: each sum tells which of them were dropped where."""
+    config = PoolformerConfig((64, 8), ((1, 1), 0), (2,), 7, dropout=0.25)
+    body = SkipBlock(0, config, rngs=nnx.Rngs(0))
+    branch_outputs(body.before[0], 1.0)
+    branch_outputs(body.after[0], 4.0)
+    projection = body.up_pool.projection
+    projection.kernel[...] = jnp.zeros_like(projection.kernel[...])
+    x = jnp.zeros((4, 64, 64))
+    y = nnx.jit(lambda body, x, key: body(x, body.init_state(4), key)[0])(
+        body, x, jax.random.key(0)
+    )
+    sums = np.asarray(y) * 0.75
+    codes = np.round(sums).astype(int)
+    np.testing.assert_allclose(sums, codes, atol=1e-4)
+    kept = np.stack([(codes >> branch & 1).ravel() for branch in range(4)])
+    # 16,384 entries: five standard deviations of a frequency are 0.017, of a correlation 0.039.
+    np.testing.assert_allclose(kept.mean(axis=1), 0.75, atol=0.017)
+    np.testing.assert_allclose(np.corrcoef(kept), np.eye(4), atol=0.039)
+    assert np.mean(y) == pytest.approx(15.0, abs=0.2)
+
+
+def number_of_parameters(config):
+    """Added up by hand, from the equations of DESIGN.md."""
+
+    def block(w):
+        hidden = max(1, round(config.mlp_expansion * w))
+        norms = 2 * w
+        projections = 3 * (w * w + w)
+        convolution = (config.conv_width + 1) * w
+        gates_and_decay = 2 * (w * w // config.num_heads + w) + w
+        mlp = 2 * (w * hidden + hidden) + hidden * w + w
+        return norms + projections + convolution + gates_and_decay + mlp
+
+    widths, vocab = config.widths, config.vocab_size
+    total = sum(sum(config.depth(level)) * block(w) for level, w in enumerate(widths))
+    for w, inner, factor in zip(widths[:-1], widths[1:], config.pool_factors, strict=True):
+        total += (factor * w * inner + inner) + (inner * factor * w + factor * w)
+    features = 2 * widths[0] + 1 if config.embedding == "sinusoidal" else vocab
+    head = widths[0] + (widths[0] + 1) * vocab
+    return total + widths[0] + features * widths[0] + head
+
+
+@settled(15)
+@given(config=st.integers(1, 4).flatmap(configs), expansion=st.floats(0.1, 4.0))
+def test_number_of_parameters_is_that_of_the_equations(config, expansion):
+    config = dataclasses.replace(config, mlp_expansion=expansion)
+    model = nnx.eval_shape(lambda: Poolformer(config, rngs=nnx.Rngs(0)))
+    count = sum(p.size for p in jax.tree.leaves(nnx.state(model)))
+    assert count == number_of_parameters(config)
+
+
+def test_a_fresh_model_knows_little_and_is_certain_of_nothing():
+    """Its loss starts at the entropy of a guess, or the first steps go into unlearning."""
+    config = PoolformerConfig((32, 64), (1, 1), (4,), 16)
+    model = Poolformer(config, rngs=nnx.Rngs(0))
+    log_p = jax.nn.log_softmax(parallel(model, make_tokens(config, 2, 64)))
+    assert -np.mean(log_p) < np.log(16) + 1.0
+
+
+def test_res_block_is_two_residual_branches():
+    block = ResBlock(4, SMALL, rngs=nnx.Rngs(0))
+    branch_outputs(block, 1.0)
+    x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
+    y, _ = block(jnp.asarray(x), block.init_state(2))
+    np.testing.assert_allclose(y, x + 3.0, atol=1e-5)
