@@ -131,7 +131,7 @@ class SkipBlock(nnx.Module):
         zeros = jnp.zeros((batch_size, self.factor, width), self.down_pool.projection.dtype)
         return SkipBlockState(
             before,
-            phase=jnp.array(0),
+            phase=jnp.array(0, jnp.int32),
             group=zeros,
             up=zeros,
             nested=self.nested.init_state(batch_size),
@@ -161,7 +161,8 @@ class SkipBlock(nnx.Module):
 
         x, after = self._blocks(self.after, x, state.after, keys[2])
         group = jnp.pad(rest, ((0, 0), (0, self.factor - phase), (0, 0)))
-        return x, SkipBlockState(before, jnp.array(phase), group, up[:, -1], nested, after)
+        phase = jnp.array(phase, jnp.int32)
+        return x, SkipBlockState(before, phase, group, up[:, -1], nested, after)
 
     def step(
         self, x: Float[Array, "batch width"], state: SkipBlockState

@@ -21,17 +21,21 @@ from pf_jax.poolformer import ResBlock, SkipBlock
 ROUNDING = 5e-5
 
 
+def fill(build, value):
+    """What `build()` makes, each parameter by `value(shape)`: no initializer is compiled."""
+    graph, params = nnx.split(nnx.eval_shape(build))
+    return nnx.merge(graph, jax.tree.map(lambda p: jnp.asarray(value(p.shape)), params))
+
+
 def make_model(config, seed=0):
     """A model with noise in every parameter, so that no bias hides behind a zero."""
-    model = nnx.eval_shape(lambda: Poolformer(config, rngs=nnx.Rngs(0)))
-    graph, params = nnx.split(model)
     rng = np.random.default_rng(seed)
 
-    def values(p):
-        noise = rng.standard_normal(p.shape).astype(np.float32)
-        return jnp.asarray(noise / np.sqrt(p.shape[-2]) if len(p.shape) > 1 else 0.5 * noise)
+    def noise(shape):
+        scale = shape[-2] ** -0.5 if len(shape) > 1 else 0.5
+        return (scale * rng.standard_normal(shape)).astype(np.float32)
 
-    return nnx.merge(graph, jax.tree.map(values, params))
+    return fill(lambda: Poolformer(config, rngs=nnx.Rngs(0)), noise)
 
 
 def make_tokens(config, batch, time, seed=0):
@@ -100,7 +104,7 @@ each_number_of_levels = pytest.mark.parametrize("levels", [1, 2, 3, 4])
 
 
 @each_number_of_levels
-@settled(4)
+@settled(3)
 @given(data=st.data())
 def test_parallel_form_equals_steps_from_the_start_and_after_a_prompt(levels, data):
     config, tokens, seed = data.draw(problems(levels))
@@ -195,8 +199,7 @@ def jacobian(config, time, seed=0):
 ONLY_THROUGH_POOLING = PoolformerConfig((4, 4, 4), ((0, 0), (0, 0), 1), (2, 3), 5, num_heads=2)
 
 
-@settled(7)
-@example(config=ONLY_THROUGH_POOLING, extra=5)
+@settled(4)
 @example(config=dataclasses.replace(ONLY_THROUGH_POOLING, depths=((0, 1), (0, 1), 1)), extra=0)
 @given(
     config=st.integers(1, 3).flatmap(lambda n: configs(n, max_factor=3)), extra=st.integers(0, 7)
@@ -209,10 +212,11 @@ def test_logits_listen_to_the_past_and_only_to_it(config, extra):
 
 
 def test_a_group_of_groups_ago_is_heard_even_if_nothing_but_pooling_mixes():
-    slopes = jacobian(ONLY_THROUGH_POOLING, 14)
-    # The last group of two, and the last group of three groups of two.
-    assert np.flatnonzero(slopes[5]).tolist() == [5]
-    assert np.flatnonzero(slopes[13]).tolist() == [0, 1, 2, 3, 4, 5, 13]
+    slopes = jacobian(ONLY_THROUGH_POOLING, 15)
+    # Itself, the pair before its own, and from the innermost level the sixes before that pair's.
+    assert np.flatnonzero(slopes[5]).tolist() == [2, 3, 5]
+    assert np.flatnonzero(slopes[13]).tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 13]
+    assert np.flatnonzero(slopes[14]).tolist() == list(range(15))
 
 
 def test_rows_of_a_batch_do_not_hear_each_other():
@@ -303,6 +307,7 @@ def test_an_unknown_mixer_is_answered_with_the_known():
 
 
 SMALL = PoolformerConfig((4, 6), (1, 1), (3,), 7, num_heads=2)
+TINY = dataclasses.replace(SMALL, depths=((0, 1), 0))
 
 
 def test_bfloat16_stays_near_float32_in_both_forms():
@@ -325,7 +330,9 @@ def test_a_step_leaves_the_shapes_and_types_of_the_state_as_they_were(dtype):
     state = model.init_state(2)
 
     def describe(state):
-        return jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(lambda: state))
+        # A weak type, as of a Python number, would compile a program of the state twice.
+        shapes = jax.eval_shape(lambda: state)
+        return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), shapes)
 
     _, stepped = jax.eval_shape(model.step, state, jnp.zeros((2,), jnp.int32))
     _, prefilled = jax.eval_shape(model.prefill, jnp.zeros((2, 7), jnp.int32))
@@ -343,7 +350,7 @@ def loss_and_gradients(config, tokens):
 
 
 def test_remat_changes_neither_loss_nor_gradients():
-    config = dataclasses.replace(SMALL, dropout=0.3)
+    config = dataclasses.replace(TINY, dropout=0.3)
     tokens = make_tokens(config, 2, 10)
     loss, gradients = loss_and_gradients(config, tokens)
     remat_loss, remat_gradients = loss_and_gradients(
@@ -360,20 +367,20 @@ def test_remat_changes_neither_loss_nor_gradients():
 def test_remat_is_there_only_if_asked_and_in_a_plain_jax_transform_too(remat):
     model = make_model(dataclasses.replace(SMALL, remat=remat))
     program = str(jax.make_jaxpr(lambda tokens: model(tokens))(jnp.zeros((1, 4), int)))
-    assert ("checkpoint" in program) == remat
+    assert ("remat" in program) == remat
 
 
 def test_dropout_needs_a_key_and_changes_with_it():
-    model, tokens = make_model(dataclasses.replace(SMALL, dropout=0.5)), make_tokens(SMALL, 2, 9)
+    model, tokens = make_model(dataclasses.replace(TINY, dropout=0.5)), make_tokens(TINY, 2, 9)
     run = nnx.jit(lambda model, tokens, key: model(tokens, dropout_key=key))
     without = parallel(model, tokens)
-    np.testing.assert_array_equal(without, parallel(make_model(SMALL), tokens))
+    np.testing.assert_array_equal(without, parallel(make_model(TINY), tokens))
     first, again = run(model, tokens, jax.random.key(0)), run(model, tokens, jax.random.key(0))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, without)
     assert not np.array_equal(first, run(model, tokens, jax.random.key(1)))
     np.testing.assert_allclose(
-        run(make_model(SMALL), tokens, jax.random.key(0)), without, atol=ROUNDING
+        run(make_model(TINY), tokens, jax.random.key(0)), without, atol=ROUNDING
     )
 
 
@@ -387,20 +394,17 @@ def test_dropout_works_with_levels_that_have_no_blocks(empty):
 
 
 def branch_outputs(block, value):
-    """Makes both branches of a ResBlock constant: the mixer gives `value`, the MLP twice that."""
+    """In a block of zeros, makes the mixer give `value` everywhere, and the MLP twice that."""
     for branch, constant in ((block.mixer.output, value), (block.mlp.output, 2.0 * value)):
-        branch.kernel[...] = jnp.zeros_like(branch.kernel[...])
         branch.bias[...] = jnp.full_like(branch.bias[...], constant)
 
 
 def test_dropout_drops_entries_of_each_branch_by_themselves_and_keeps_the_mean():
     """Four branches that give 1, 2, 4 and 8: each sum tells which of them were dropped where."""
     config = PoolformerConfig((64, 8), ((1, 1), 0), (2,), 7, dropout=0.25)
-    body = SkipBlock(0, config, rngs=nnx.Rngs(0))
+    body = fill(lambda: SkipBlock(0, config, rngs=nnx.Rngs(0)), np.zeros)
     branch_outputs(body.before[0], 1.0)
     branch_outputs(body.after[0], 4.0)
-    projection = body.up_pool.projection
-    projection.kernel[...] = jnp.zeros_like(projection.kernel[...])
     x = jnp.zeros((4, 64, 64))
     y = nnx.jit(lambda body, x, key: body(x, body.init_state(4), key)[0])(
         body, x, jax.random.key(0)
@@ -436,7 +440,7 @@ def number_of_parameters(config):
     return total + widths[0] + features * widths[0] + head
 
 
-@settled(15)
+@settled(10)
 @given(config=st.integers(1, 4).flatmap(configs), expansion=st.floats(0.1, 4.0))
 def test_number_of_parameters_is_that_of_the_equations(config, expansion):
     config = dataclasses.replace(config, mlp_expansion=expansion)
@@ -447,14 +451,14 @@ def test_number_of_parameters_is_that_of_the_equations(config, expansion):
 
 def test_a_fresh_model_knows_little_and_is_certain_of_nothing():
     """Its loss starts at the entropy of a guess, or the first steps go into unlearning."""
-    config = PoolformerConfig((32, 64), (1, 1), (4,), 16)
+    config = PoolformerConfig((32,), (1,), vocab_size=16)
     model = Poolformer(config, rngs=nnx.Rngs(0))
     log_p = jax.nn.log_softmax(parallel(model, make_tokens(config, 2, 64)))
     assert -np.mean(log_p) < np.log(16) + 1.0
 
 
 def test_res_block_is_two_residual_branches():
-    block = ResBlock(4, SMALL, rngs=nnx.Rngs(0))
+    block = fill(lambda: ResBlock(4, SMALL, rngs=nnx.Rngs(0)), np.zeros)
     branch_outputs(block, 1.0)
     x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
     y, _ = block(jnp.asarray(x), block.init_state(2))

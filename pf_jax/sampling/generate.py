@@ -56,7 +56,7 @@ def generate(
     _check(num_samples, num_steps, temperature, top_p)
     if prompt is None:
         state = model.init_state(num_samples)
-        previous = jnp.full((num_samples,), model.start_token)
+        previous = jnp.full((num_samples,), model.start_token, jnp.int32)
     else:
         prompt = _check_prompt(prompt, num_samples, model.config.vocab_size)
         state = _prefill(model, prompt)
@@ -65,39 +65,37 @@ def generate(
     noise_bytes = 4 * num_samples * model.config.vocab_size
     chunk = int(np.clip(_MAX_NOISE_BYTES // noise_bytes, 1, min(_MAX_CHUNK, num_steps)))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_samples))
-    carry = state, previous, jnp.zeros((num_samples,))
-    tokens = []
+    carry = state, previous
+    tokens, log_p = [], []
     for start in range(0, num_steps, chunk):
-        carry, new_tokens = _generate_chunk(
-            model, carry, keys, start, num_steps, temperature, top_p, chunk, top_p < 1.0
+        carry, (new_tokens, new_log_p) = _generate_chunk(
+            model, carry, keys, start, temperature, top_p, chunk, top_p < 1.0
         )
         tokens.append(np.asarray(new_tokens))
+        log_p.append(np.asarray(new_log_p))
         if progress is not None:
             progress(min(start + chunk, num_steps))
-    return np.concatenate(tokens, axis=1)[:, :num_steps], np.asarray(carry[2])
+    # Summed in float64: of millions of steps, float32 would lose the likely ones altogether.
+    log_likelihoods = np.concatenate(log_p)[:num_steps].sum(axis=0, dtype=np.float64)
+    return np.concatenate(tokens)[:num_steps].T, log_likelihoods
 
 
-@functools.partial(nnx.jit, static_argnums=(7, 8))
-def _generate_chunk(
-    model, carry, keys, start, num_steps, temperature, top_p, chunk: int, cut_tail: bool
-):
-    """Steps `start ... start + chunk`; the likelihood counts those before `num_steps` only."""
+@functools.partial(nnx.jit, static_argnums=(6, 7))
+def _generate_chunk(model, carry, keys, start, temperature, top_p, chunk: int, cut_tail: bool):
+    """Tokens of the steps `start ... start + chunk` and their log-likelihoods, time first."""
     steps = start + jnp.arange(chunk)
     noise = _gumbel(keys, steps, model.config.vocab_size)
 
-    def step(carry, inputs):
-        state, previous, log_likelihood = carry
-        number, noise = inputs
+    def step(carry, noise):
+        state, previous = carry
         logits, state = model.step(state, previous)
         candidates = _cut_tail(logits, temperature, top_p) if cut_tail else logits
         # Gumbel's trick draws from softmax(logits / temperature), and at 0 the likeliest.
         tokens = jnp.argmax(candidates + temperature * noise, axis=-1)
         log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], axis=-1)[:, 0]
-        log_likelihood += jnp.where(number < num_steps, log_p, 0.0)
-        return (state, tokens, log_likelihood), tokens
+        return (state, tokens), (tokens, log_p)
 
-    carry, tokens = jax.lax.scan(step, carry, (steps, noise))
-    return carry, tokens.T
+    return jax.lax.scan(step, carry, noise)
 
 
 @nnx.jit

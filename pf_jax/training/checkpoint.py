@@ -222,9 +222,10 @@ def load(path: epath.PathLike) -> tuple[Poolformer, CheckpointMeta]:
     meta = find(path)
     graphdef, abstract = split_model(abstract_model(meta.config.model))
     try:
-        params = ocp.StandardCheckpointer().restore(
-            epath.Path(meta.path) / "params", jax.tree.map(_placeholder, abstract)
-        )
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(
+                epath.Path(meta.path) / "params", jax.tree.map(_placeholder, abstract)
+            )
     except Exception as error:
         raise UserError(f"The checkpoint {meta.path} is damaged: {_brief(error)}") from error
     return merge_model(graphdef, jax.tree.map(jax.numpy.asarray, params)), meta
@@ -265,7 +266,8 @@ def read_meta(step_path: epath.Path) -> CheckpointMeta:
         UserError: It is not a pf_jax checkpoint, is damaged, or was made by a newer version.
     """
     try:
-        fields = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(step_path / "meta")
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            fields = checkpointer.restore(step_path / "meta")
     except Exception as error:
         raise UserError(
             f"{step_path} is not a readable pf_jax checkpoint: {_brief(error)}"

@@ -6,7 +6,7 @@ from flax import nnx
 
 @pytest.fixture
 def randomize():
-    """Puts noise on every parameter of a layer, so that no bias hides behind a zero."""
+    """Adds noise to every parameter of a layer, so that no bias hides behind a zero."""
 
     def apply(layer, scale=0.5, seed=0):
         rng = np.random.default_rng(seed)
