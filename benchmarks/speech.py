@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import soundfile
-from absl import app, flags
+from absl import app, flags, logging
 
 from pf_jax import load
 
@@ -54,6 +54,7 @@ def speak(directory: pathlib.Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Speaks, trains, compares."""
+    logging.set_verbosity(logging.WARNING)
     if shutil.which("espeak-ng") is None:
         sys.exit("espeak-ng is not installed: apt-get install espeak-ng")
     with tempfile.TemporaryDirectory() as temporary:

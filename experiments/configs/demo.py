@@ -10,19 +10,19 @@ from pf_jax.training.config import OptimizerConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
-    """A model of about half a million parameters that ends well below a Markov model."""
+    """A model of about a million parameters that ends well below a Markov model."""
     return TrainConfig(
         model=PoolformerConfig(
-            widths=(32, 64, 128),
+            widths=(32, 96, 192),
             depths=(1, 1, 2),
-            pool_factors=(4, 4),
+            pool_factors=(8, 4),
         ),
         data=DataConfig(name="demo", sample_rate=8_000, window=4_096),
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=50),
-        batch_size=8,
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
+        batch_size=2,
         num_steps=600,
         ema_decay=0.99,
-        log_every=10,
-        eval_every=200,
-        checkpoint_every=200,
+        log_every=20,
+        eval_every=300,
+        checkpoint_every=150,
     )

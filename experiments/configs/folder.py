@@ -19,7 +19,7 @@ def get_config() -> TrainConfig:
         ),
         data=DataConfig(name="folder", sample_rate=16_000, window=16_384),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=500),
-        batch_size=16,
+        batch_size=8,
         num_steps=50_000,
         log_every=50,
         eval_every=1_000,

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -6,18 +7,20 @@ from flax import nnx
 
 @pytest.fixture
 def randomize():
-    """Adds noise to every parameter of a layer, so that no bias hides behind a zero."""
+    """Makes a layer by `build()` with noise in every parameter: no bias hides behind a zero."""
 
-    def apply(layer, scale=0.5, seed=0):
+    def make(build, scale=1.0, seed=0):
         rng = np.random.default_rng(seed)
-        params = nnx.state(layer, nnx.Param)
-        noisy = jax.tree.map(
-            lambda p: p + scale * rng.standard_normal(p.shape).astype(np.float32), params
-        )
-        nnx.update(layer, noisy)
-        return layer
+        # Shapes only: the initializers, which are not wanted, are slow to compile.
+        graph, params = nnx.split(nnx.eval_shape(build))
 
-    return apply
+        def noise(p):
+            deviation = scale * (p.shape[-2] ** -0.5 if len(p.shape) > 1 else 0.5)
+            return jnp.asarray((deviation * rng.standard_normal(p.shape)).astype(np.float32))
+
+        return nnx.merge(graph, jax.tree.map(noise, params))
+
+    return make
 
 
 @pytest.fixture

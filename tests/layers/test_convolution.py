@@ -17,7 +17,7 @@ def random_input(time, batch=2, width=3):
 @pytest.mark.parametrize("taps", [1, 2, 4])
 @pytest.mark.parametrize("time", [1, 3, 9])
 def test_equals_numpy_convolve(randomize, taps, time):
-    layer, u = randomize(make_layer(taps=taps)), random_input(time)
+    layer, u = randomize(lambda: make_layer(taps=taps)), random_input(time)
     y, _ = nnx.jit(lambda layer, u: layer(u, layer.init_state(2)))(layer, u)
     newest_first = np.asarray(layer.kernel[...])[::-1]
     for row in range(2):
@@ -31,7 +31,7 @@ def test_equals_numpy_convolve(randomize, taps, time):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("taps", "split"), [(1, 3), (4, 1), (4, 3), (4, 6)])
 def test_parallel_form_equals_steps(randomize, assert_forms_agree, taps, split, dtype):
-    layer = randomize(make_layer(taps=taps, dtype=dtype))
+    layer = randomize(lambda: make_layer(taps=taps, dtype=dtype))
     # In bfloat16 a compiler may keep more digits between the taps in one form than in the other.
     atol = 1e-6 if dtype == "float32" else 0.05
     assert_forms_agree(layer, jnp.asarray(random_input(8), dtype), split, atol)

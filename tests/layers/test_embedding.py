@@ -53,7 +53,7 @@ def test_learned_embedding_is_a_table():
 
 @both
 def test_the_token_past_the_vocabulary_is_the_learned_start(randomize, embedding):
-    layer = randomize(make_layer(embedding))
+    layer = randomize(lambda: make_layer(embedding))
     tokens = jnp.array([256, 7, 256])
     x = layer(tokens)
     np.testing.assert_array_equal(x[0], layer.start[...])

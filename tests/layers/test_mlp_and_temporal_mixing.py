@@ -33,7 +33,9 @@ def linear(layer, x):
 
 @pytest.mark.parametrize(("expansion", "hidden"), [(2.0, 12), (1.4, 8), (0.01, 1)])
 def test_gated_mlp_equals_its_equation(randomize, expansion, hidden):
-    layer = randomize(GatedMLP(WIDTH, make_config(mlp_expansion=expansion), rngs=nnx.Rngs(0)))
+    layer = randomize(
+        lambda: GatedMLP(WIDTH, make_config(mlp_expansion=expansion), rngs=nnx.Rngs(0))
+    )
     assert layer.gate.kernel.shape == (WIDTH, hidden)
     x = random_input()
     exact = x.astype(np.float64)
@@ -42,7 +44,7 @@ def test_gated_mlp_equals_its_equation(randomize, expansion, hidden):
 
 
 def test_temporal_mixing_equals_its_equation(randomize):
-    layer = randomize(TemporalMixing(WIDTH, make_config(), rngs=nnx.Rngs(0)))
+    layer = randomize(lambda: TemporalMixing(WIDTH, make_config(), rngs=nnx.Rngs(0)))
     x = random_input()
     exact = x.astype(np.float64)
     u = linear(layer.input, exact)
@@ -59,13 +61,13 @@ def test_temporal_mixing_equals_its_equation(randomize):
 @pytest.mark.parametrize("kind", [TemporalMixing, ResBlock])
 @pytest.mark.parametrize("conv_width", [1, 4])
 def test_parallel_form_equals_steps(randomize, assert_forms_agree, kind, conv_width):
-    layer = randomize(kind(WIDTH, make_config(conv_width=conv_width), rngs=nnx.Rngs(0)), 0.2)
+    layer = randomize(lambda: kind(WIDTH, make_config(conv_width=conv_width), rngs=nnx.Rngs(0)))
     assert_forms_agree(layer, jnp.asarray(random_input()))
 
 
 @pytest.mark.parametrize("kind", [TemporalMixing, ResBlock])
 def test_parallel_form_equals_steps_in_bfloat16(randomize, assert_forms_agree, kind):
-    layer = randomize(kind(WIDTH, make_config(dtype="bfloat16"), rngs=nnx.Rngs(0)), 0.2)
+    layer = randomize(lambda: kind(WIDTH, make_config(dtype="bfloat16"), rngs=nnx.Rngs(0)))
     assert_forms_agree(layer, jnp.asarray(random_input(), jnp.bfloat16), atol=0.1)
 
 

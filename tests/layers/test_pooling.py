@@ -14,7 +14,9 @@ def random_input(*shape):
 
 @pytest.mark.parametrize("factor", [2, 5])
 def test_down_pool_maps_each_group_of_consecutive_vectors_to_one(randomize, factor):
-    layer = randomize(DownPool(WIDTH, NEXT_WIDTH, factor, dtype="float32", rngs=nnx.Rngs(0)))
+    layer = randomize(
+        lambda: DownPool(WIDTH, NEXT_WIDTH, factor, dtype="float32", rngs=nnx.Rngs(0))
+    )
     kernel, bias = layer.projection.kernel[...], layer.projection.bias[...]
     x = random_input(2, 3 * factor, WIDTH)
     y = layer(jnp.asarray(x))
@@ -28,7 +30,7 @@ def test_down_pool_maps_each_group_of_consecutive_vectors_to_one(randomize, fact
 
 @pytest.mark.parametrize("factor", [2, 5])
 def test_up_pool_gives_each_position_of_a_group_its_own_map(randomize, factor):
-    layer = randomize(UpPool(WIDTH, NEXT_WIDTH, factor, dtype="float32", rngs=nnx.Rngs(0)))
+    layer = randomize(lambda: UpPool(WIDTH, NEXT_WIDTH, factor, dtype="float32", rngs=nnx.Rngs(0)))
     kernel, bias = np.asarray(layer.projection.kernel[...]), np.asarray(layer.projection.bias[...])
     y = random_input(2, 3, NEXT_WIDTH)
     x = layer(jnp.asarray(y))

@@ -56,7 +56,10 @@ def random_input(batch=2, time=7, width=WIDTH, seed=1):
 @pytest.mark.parametrize("recurrence", ["sequential", "associative"])
 @pytest.mark.parametrize("num_heads", [1, 2, 6])
 def test_equals_the_equations(randomize, num_heads, recurrence):
-    layer, u = randomize(make_layer(num_heads=num_heads, recurrence=recurrence)), random_input()
+    layer, u = (
+        randomize(lambda: make_layer(num_heads=num_heads, recurrence=recurrence)),
+        random_input(),
+    )
     h, state = nnx.jit(lambda layer, u: layer(u, layer.init_state(2)))(layer, u)
     expected = transcription(parameters(layer), u.astype(np.float64))
     np.testing.assert_allclose(h, expected, rtol=1e-5, atol=1e-6)
@@ -65,7 +68,7 @@ def test_equals_the_equations(randomize, num_heads, recurrence):
 
 
 def test_first_position_is_unscaled_only_at_the_start_of_the_sequence(randomize):
-    layer, u = randomize(make_layer()), random_input(time=3)
+    layer, u = randomize(lambda: make_layer()), random_input(time=3)
     p, exact = parameters(layer), u.astype(np.float64)
     first, state = layer(u, layer.init_state(2))
     second, _ = layer(u[:, ::-1], state)
@@ -76,7 +79,7 @@ def test_first_position_is_unscaled_only_at_the_start_of_the_sequence(randomize)
 
 
 def test_gradients_agree_with_finite_differences_of_the_equations(randomize):
-    layer, u = randomize(make_layer(width=4)), random_input(time=4, width=4)
+    layer, u = randomize(lambda: make_layer(width=4)), random_input(time=4, width=4)
     weights = random_input(time=4, width=4, seed=2).astype(np.float64)
 
     def loss(layer, u):
@@ -111,7 +114,7 @@ def test_gradients_agree_with_finite_differences_of_the_equations(randomize):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parallel_form_equals_steps(randomize, assert_forms_agree, dtype):
-    layer = randomize(make_layer(dtype=dtype))
+    layer = randomize(lambda: make_layer(dtype=dtype))
     assert_forms_agree(layer, jnp.asarray(random_input(), dtype))
 
 

@@ -1,0 +1,40 @@
+"""A folder of real speech, trained by the commands a user types, beats a Markov model."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = (
+    "--config.model.widths=(32,64,128)",
+    "--config.model.depths=(1,1,2)",
+    "--config.model.pool_factors=(4,4)",
+    "--config.data.window=4096",
+    "--config.batch_size=2",
+    "--config.optimizer.learning_rate=4e-3",
+    "--config.optimizer.warmup_steps=50",
+    "--config.ema_decay=0.98",
+)
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_spoken_digits_beat_a_markov_model(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.speech", "--steps=400", f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        [*command, "--", *SMALL],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    left_out = dict(result["left_out"])
+    assert left_out.keys() == {"odd/empty.wav", "odd/text.wav", "odd/short.wav"}
+    assert "empty" in left_out["odd/empty.wav"]
+    assert "not a WAV" in left_out["odd/text.wav"]
+    assert "too short" in left_out["odd/short.wav"]
+    assert result["bits_per_sample"] < result["markov_bits_per_sample"]
