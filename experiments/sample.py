@@ -18,6 +18,7 @@ from tqdm import tqdm
 from experiments import cli
 from pf_jax import audio, generate, load
 from pf_jax.errors import UserError
+from pf_jax.sampling import check_arguments
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A training run's --workdir, or one step's directory in it.", required=True
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--seconds must be above 0, got {_SECONDS.value}.")
     if not 0 <= _SEED.value < 2**32:
         raise UserError(f"--seed must be in [0, 2**32), got {_SEED.value}.")
+    check_arguments(_NUM_SAMPLES.value, 1, _TEMPERATURE.value, _TOP_P.value)
     model, meta = load(_CHECKPOINT.value)
     sample_rate = meta.audio_format.sample_rate
     num_steps = math.ceil(_SECONDS.value * sample_rate)

@@ -34,4 +34,4 @@ def test_the_filter_stands_in_the_configuration():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     lines = parser["tool:pytest"]["filterwarnings"].split()
-    assert r"error::DeprecationWarning:(pf_jax|experiments)\b" in lines
+    assert r"error::DeprecationWarning:(pf_jax|experiments|benchmarks|tests)\b" in lines

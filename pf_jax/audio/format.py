@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int16, UInt8
-from numpy.typing import ArrayLike
 
 from pf_jax import fields
 from pf_jax.audio import quantization
@@ -41,11 +40,11 @@ class AudioFormat:
             known = " or ".join(_QUANTIZERS)
             raise UserError(f"quantization must be {known}, got {self.quantization!r}.")
 
-    def encode(self, waveform: Float[ArrayLike, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    def encode(self, waveform: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
         """Returns the tokens of a waveform in [-1, 1]."""
         return _QUANTIZERS[self.quantization][0](waveform)
 
-    def decode(self, tokens: Int[ArrayLike, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    def decode(self, tokens: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
         """Returns the waveform in [-1, 1] of tokens from 0 to 255."""
         return _QUANTIZERS[self.quantization][1](tokens)
 

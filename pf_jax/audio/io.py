@@ -8,7 +8,6 @@ import soundfile
 import soxr
 from etils import epath
 from jaxtyping import Float, Float32
-from numpy.typing import ArrayLike
 
 from pf_jax.audio.quantization import to_pcm
 from pf_jax.errors import UserError
@@ -59,7 +58,7 @@ def read(
     return waveform, file_rate
 
 
-def write(path: epath.PathLike, waveform: Float[ArrayLike, "time"], sample_rate: int) -> None:
+def write(path: epath.PathLike, waveform: Float[np.ndarray, "time"], sample_rate: int) -> None:
     """Writes a WAV file with one channel of 16-bit PCM, and the directories that it needs.
 
     Args:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int16, UInt8
-from numpy.typing import ArrayLike
 
 from pf_jax.errors import UserError
 
@@ -17,7 +16,7 @@ _MU = NUM_LEVELS - 1
 _PCM_SCALE = 32_768  # 16-bit PCM stores sample * 2^15; the same scale reads files back exactly.
 
 
-def mu_law_encode(waveform: Float[ArrayLike, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+def mu_law_encode(waveform: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """Quantizes a waveform to 256 levels, finely where it is quiet and coarsely where it is loud.
 
     The continuous law of ITU-T G.711 as used by WaveNet (arXiv 1609.03499, section 2.2), rounded to
@@ -39,7 +38,7 @@ def mu_law_encode(waveform: Float[ArrayLike, "*shape"]) -> UInt8[np.ndarray, "*s
     return np.floor((compressed + 1) / 2 * _MU + 0.5).astype(np.uint8)
 
 
-def mu_law_decode(levels: Int[ArrayLike, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+def mu_law_decode(levels: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Returns the waveform at the centres of mu-law levels, the inverse of `mu_law_encode`.
 
         y = 2 level / mu - 1,    x = sign(y) ((1 + mu)^|y| - 1) / mu
@@ -56,7 +55,7 @@ def mu_law_decode(levels: Int[ArrayLike, "*shape"]) -> Float32[np.ndarray, "*sha
     return _MU_LAW_CENTRES[_checked_levels(levels)]
 
 
-def linear_encode(waveform: Float[ArrayLike, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+def linear_encode(waveform: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """Quantizes a waveform to 256 equal steps: `level = floor(128 (x + 1))`.
 
     Args:
@@ -72,7 +71,7 @@ def linear_encode(waveform: Float[ArrayLike, "*shape"]) -> UInt8[np.ndarray, "*s
     return np.minimum(np.floor((x + 1) * (NUM_LEVELS // 2)), NUM_LEVELS - 1).astype(np.uint8)
 
 
-def linear_decode(levels: Int[ArrayLike, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+def linear_decode(levels: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Returns the middle of each linear step, the inverse of `linear_encode`.
 
     Args:
@@ -87,7 +86,7 @@ def linear_decode(levels: Int[ArrayLike, "*shape"]) -> Float32[np.ndarray, "*sha
     return _LINEAR_CENTRES[_checked_levels(levels)]
 
 
-def to_pcm(waveform: Float[ArrayLike, "*shape"]) -> Int16[np.ndarray, "*shape"]:
+def to_pcm(waveform: Float[np.ndarray, "*shape"]) -> Int16[np.ndarray, "*shape"]:
     """Rounds a waveform to 16-bit PCM, clipping what lies outside [-1, 1].
 
     Args:
@@ -116,7 +115,7 @@ def pcm_table(encode: Callable[[np.ndarray], np.ndarray]) -> UInt8[np.ndarray, "
     return encode(from_pcm(np.arange(2 * _PCM_SCALE).astype(np.uint16).view(np.int16)))
 
 
-def _checked(waveform: ArrayLike) -> np.ndarray:
+def _checked(waveform: np.ndarray) -> np.ndarray:
     """Returns a finite waveform, clipped to [-1, 1]."""
     waveform = np.asarray(waveform)
     if not np.isfinite(waveform).all():
@@ -124,7 +123,7 @@ def _checked(waveform: ArrayLike) -> np.ndarray:
     return np.clip(waveform, -1, 1)
 
 
-def _checked_levels(levels: ArrayLike) -> np.ndarray:
+def _checked_levels(levels: np.ndarray) -> np.ndarray:
     levels = np.asarray(levels)
     if not np.issubdtype(levels.dtype, np.integer):
         raise UserError(f"Levels must be integers from 0 to 255, got {levels.dtype}.")

@@ -78,8 +78,8 @@ class Folder(AudioBuilder):
             if not names:
                 name, reason = skipped[0]
                 raise UserError(
-                    f"None of the {len(skipped)} sound files in {self._root} can be used; "
-                    f"the first is {name}: {reason}."
+                    f"No sound file in {self._root} can be used; the first of {len(skipped)} is "
+                    f"{name}: {reason}."
                 )
             spool.flush()
             samples = np.memmap(spool, np.int16, mode="r")  # Lives on when the file is closed.

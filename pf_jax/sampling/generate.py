@@ -53,7 +53,7 @@ def generate(
     Raises:
         UserError: An argument is out of range.
     """
-    _check(num_samples, num_steps, temperature, top_p)
+    check_arguments(num_samples, num_steps, temperature, top_p)
     if prompt is None:
         state = model.init_state(num_samples)
         previous = jnp.full((num_samples,), model.start_token, jnp.int32)
@@ -123,12 +123,15 @@ def _cut_tail(
     return jnp.where(p >= least, logits, -jnp.inf)
 
 
-def _check(num_samples: int, num_steps: int, temperature: float, top_p: float) -> None:
-    if num_samples < 1 or num_steps < 1:
-        raise UserError(
-            "num_samples and num_steps must be at least 1, got "
-            f"num_samples={num_samples} and num_steps={num_steps}."
-        )
+def check_arguments(num_samples: int, num_steps: int, temperature: float, top_p: float) -> None:
+    """Checks arguments of `generate`, for those who want to know before they load a model.
+
+    Raises:
+        UserError: An argument is out of range.
+    """
+    for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}.")
     if not 0.0 <= temperature < float("inf"):
         raise UserError(f"temperature must be a number of at least 0, got {temperature}.")
     if not 0.0 < top_p <= 1.0:

@@ -242,6 +242,8 @@ def find(path: epath.PathLike) -> CheckpointMeta:
     root = _absolute(path)
     if not root.exists():
         raise UserError(f"No such checkpoint directory: {path}.")
+    if not root.is_dir():
+        raise UserError(f"{path} is not a checkpoint directory; give a training run's --workdir.")
     if (root / "meta").exists():
         return read_meta(root)
     steps = root / "checkpoints" if (root / "checkpoints").exists() else root

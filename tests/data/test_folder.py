@@ -153,7 +153,7 @@ def test_a_relative_path_and_the_home_directory(tmp_path, monkeypatch):
         ("nowhere", "does not exist"),
         ("file.wav", "not a directory"),
         ("no sounds", "holds no sound files"),
-        ("no good", "None of the 2 sound files"),
+        ("no good", "can be used; the first of 2 is a.wav: the file is empty"),
     ],
 )
 def test_folders_without_sound(tmp_path, path, message):

@@ -195,7 +195,7 @@ CONFIG_FILE = (cli.CONFIG_DIRECTORY / "demo.py").read_text()
             "must return a pf_jax.training.config.TrainConfig, got",
         ),
         ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
-        (CONFIG_FILE.replace("batch_size=8", "batch_size=0"), "batch_size must be at least 1"),
+        (CONFIG_FILE.replace("batch_size=2", "batch_size=0"), "batch_size must be at least 1"),
         (CONFIG_FILE.replace("batch_size", "batchsize"), "unexpected keyword argument 'batchsize'"),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_wrong_config_file(run, tmp_path, text, message):
 
 
 def test_a_config_file_of_ones_own(run, tmp_path):
-    (tmp_path / "my.py").write_text(CONFIG_FILE.replace("batch_size=8", "batch_size=5"))
+    (tmp_path / "my.py").write_text(CONFIG_FILE.replace("batch_size=2", "batch_size=5"))
     config = config_of(run(f"--config={tmp_path / 'my.py'}", "--config.seed=1"))
     assert config == dataclasses.replace(cli.load_config("demo"), batch_size=5, seed=1)
 

@@ -314,6 +314,7 @@ def test_mistakes_in_sampling(trained, tmp_path):
             ([*good, "--second=1"], ["--second", "--seconds"]),
         ],
     )
+    assert not output.exists()  # A mistake leaves nothing behind.
 
 
 if __name__ == "__main__":

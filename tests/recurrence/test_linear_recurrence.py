@@ -149,6 +149,14 @@ def test_mixed_types_promote_and_each_gradient_has_its_inputs_type(
     assert_equals_the_loop(implementation, *problem, relative=2.0**-8)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_reverse_runs_from_the_last_position(implementation):
+    a, b, h0, _ = random_problem(11, 2, 9)
+    run = jax.jit(IMPLEMENTATIONS[implementation], static_argnames="reverse")
+    forward = run(a[:, ::-1], b[:, ::-1], h0, reverse=False)
+    np.testing.assert_allclose(run(a, b, h0, reverse=True)[:, ::-1], forward, rtol=1e-5, atol=1e-6)
+
+
 @every_implementation
 def test_without_h0_starts_from_zeros(implementation):
     a, b, h0, _ = random_problem(5, 2, 9)

@@ -202,8 +202,8 @@ def test_a_number_of_samples_is_compiled_once(model, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_samples": 0}, "num_samples and num_steps must be at least 1, got num_samples=0"),
-        ({"num_steps": 0}, "must be at least 1, got num_samples=2 and num_steps=0"),
+        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"temperature": -0.1}, "temperature must be a number of at least 0, got -0.1"),
         ({"temperature": float("nan")}, "temperature must be .* got nan"),
         ({"temperature": float("inf")}, "temperature must be .* got inf"),

@@ -23,12 +23,14 @@ class Run:
         workdir: What it left behind; not to be changed.
         state: What `train` returned.
         traces: How often `train_step` was traced.
+        initial: The state on the devices before the first step.
     """
 
     config: TrainConfig
     workdir: pathlib.Path
     state: TrainState
     traces: int
+    initial: TrainState
 
 
 @pytest.fixture(scope="session")
@@ -67,15 +69,21 @@ def finished(tiny_config, tmp_path_factory) -> Run:
     config = dataclasses.replace(tiny_config, keep_latest=4)
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     traces, train_step = [], loop.train_step
+    initial, replicate = [], loop.replicate
 
     def traced(*args, **kwargs):
         traces.append(1)
         return train_step(*args, **kwargs)
 
+    def kept(state):
+        initial.append(replicate(state))
+        return initial[0]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", traced)
+        patch.setattr(loop, "replicate", kept)
         state = loop.train(config, workdir)
-    return Run(config, workdir, state, len(traces))
+    return Run(config, workdir, state, len(traces), initial[0])
 
 
 @pytest.fixture(scope="session")

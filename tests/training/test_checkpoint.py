@@ -224,7 +224,9 @@ def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)  # Nothing has been saved yet.
     (tmp_path / "half" / "checkpoints" / "12.orbax-checkpoint-tmp-7" / "meta").mkdir(parents=True)
     for name in ("file", "empty", "junk", "young", "half"):
-        with pytest.raises(UserError, match=f"{name} holds no pf_jax checkpoint; give") as caught:
+        is_file = (tmp_path / name).is_file()
+        problem = "is not a checkpoint directory" if is_file else "holds no pf_jax checkpoint"
+        with pytest.raises(UserError, match=f"{name} {problem}; give") as caught:
             pf_jax.load(tmp_path / name)
         assert "\n" not in str(caught.value)
     for path in (tmp_path / "nothing", str(tmp_path / "file" / "below")):

@@ -65,6 +65,7 @@ def test_the_undisturbed_run(finished, metrics_of, tiny_config):
     )
     assert finished.state.step == 12
     assert finished.traces == 1, "the step was compiled more than once"
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(finished.initial)), "not donated"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

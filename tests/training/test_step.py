@@ -127,7 +127,7 @@ def test_eight_devices_give_what_one_gives(tmp_path):
         np.testing.assert_allclose(other["gradient_norm"], one["gradient_norm"], rtol=1e-5)
 
 
-def test_loss_is_the_mean_over_real_positions():
+def test_loss_and_gradient_are_those_of_the_mean_over_real_positions():
     step, graphdef, state = make_step()
     batch = global_batch(0)
     logits = merge_model(graphdef, jax.tree.map(jnp.asarray, state.params))(batch["tokens"])
@@ -138,6 +138,15 @@ def test_loss_is_the_mean_over_real_positions():
 
     _, metrics = step(loop.replicate(state), shared_out(batch))
     np.testing.assert_allclose(metrics["loss"][0], np.mean(np.concatenate(real)), rtol=1e-5)
+
+    def mean_loss(params):
+        log_p = jax.nn.log_softmax(merge_model(graphdef, params)(batch["tokens"]))
+        of_tokens = log_p[np.arange(16)[:, None], np.arange(24), batch["tokens"].astype(int)]
+        return -jnp.sum(of_tokens * (np.arange(24) < batch["length"][:, None])) / sum(LENGTHS)
+
+    gradients = jax.tree.leaves(jax.jit(jax.grad(mean_loss))(state.params))
+    norm = np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in gradients))
+    np.testing.assert_allclose(metrics["gradient_norm"][0], norm, rtol=1e-4)
 
     evaluate = jax.pmap(functools.partial(eval_step, graphdef=graphdef), axis_name=DATA_AXIS)
     total, count = evaluate(loop.replicate(state.params), shared_out(batch))
