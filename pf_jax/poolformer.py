@@ -230,7 +230,7 @@ class Poolformer(nnx.Module):
         self.embedding = Embedding(width, config, rngs=rngs)
         self.body = SkipBlock(0, config, rngs=rngs)
         self.head_norm = nnx.RMSNorm(width, dtype=config.dtype, rngs=rngs)
-        self.head = nnx.Linear(width, config.vocab_size, dtype=config.dtype, rngs=rngs)
+        self.head = nnx.Linear(width, config.vocab_size, dtype=jnp.float32, rngs=rngs)
 
     def __call__(
         self, tokens: Int[Array, "batch time"], *, dropout_key: PRNGKeyArray | None = None
@@ -278,7 +278,9 @@ class Poolformer(nnx.Module):
             float32 logits as of `__call__`, and the state.
 
         Raises:
-            UserError: `tokens` are not a (batch, time) array of integers with `time >= 1`.
+            UserError: `tokens` are not a (batch, time) array of integers with `time >= 1`, only one
+                of `state` and `previous_tokens` is given, or the state is inside a pooled group
+                (which cannot be seen under `jit`).
         """
         tokens = jnp.asarray(tokens)
         if tokens.ndim != 2 or 0 in tokens.shape or not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -288,10 +290,12 @@ class Poolformer(nnx.Module):
             )
         tokens = tokens.astype(jnp.int32)
         batch_size = tokens.shape[0]
+        if (state is None) != (previous_tokens is None):
+            raise UserError("Give both state and previous_tokens to go on, or neither to start.")
         if state is None:
             state = self.init_state(batch_size)
-        if previous_tokens is None:
             previous_tokens = jnp.full((batch_size,), self.start_token)
+        _check_between_groups(state)
         shifted = jnp.concatenate([previous_tokens[:, None], tokens[:, :-1]], axis=1)
         x, state = self.body(self.embedding(shifted), state, dropout_key)
         return self._logits(x), state
@@ -312,7 +316,17 @@ class Poolformer(nnx.Module):
         return self._logits(x), state
 
     def _logits(self, x):
-        return self.head(self.head_norm(x)).astype(jnp.float32)
+        return self.head(self.head_norm(x))
+
+
+def _check_between_groups(state: SkipBlockState) -> None:
+    while state.nested is not None:
+        if not isinstance(state.phase, jax.core.Tracer) and state.phase != 0:
+            raise UserError(
+                "The parallel form can go on only from a multiple of the product of the pool "
+                f"factors, and this state is {state.phase} positions past one; use step."
+            )
+        state = state.nested
 
 
 def _remat(block: ResBlock, *inputs):

@@ -1,5 +1,7 @@
 """A prepared dataset, open for reading."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -78,6 +80,12 @@ class Dataset:
             split: Recordings(table, builder.open_split(split), audio_format)
             for split, table in metadata["recordings"].items()
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one when any recording comes, goes, changes its length or its split."""
+        table = {name: (r.names, r.lengths) for name, r in sorted(self._splits.items())}
+        return hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]
 
     def split(self, name: str) -> Recordings:
         """Returns the recordings of "train", "validation" or "test".

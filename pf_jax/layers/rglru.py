@@ -30,7 +30,8 @@ class RGLRUState(NamedTuple):
 class RGLRU(nnx.Module):
     """A diagonal linear recurrence whose decay and input are gated by the input.
 
-    With sigmoid gates from block-diagonal linear maps, in float32 whatever the compute type::
+    With sigmoid gates from block-diagonal linear maps. Those maps are of the compute type, all else
+    is in float32::
 
         r_t = sigmoid(W_r u_t + b_r)                          recurrence gate   (eq. 1)
         i_t = sigmoid(W_i u_t + b_i)                          input gate        (eq. 2)

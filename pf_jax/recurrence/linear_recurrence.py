@@ -62,6 +62,8 @@ def linear_recurrence(
         raise UserError(f"Unknown recurrence implementation {implementation!r}; known: {known}.")
 
     dtype = jnp.result_type(a, b)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        dtype = jnp.dtype(jnp.float32)
     if time == 0:
         return jnp.zeros(a.shape, dtype)
     state_dtype = jnp.promote_types(dtype, jnp.float32)

@@ -11,8 +11,10 @@ A run's directory holds `checkpoints/STEP/` with four items:
 Arrays are saved as those of one device; the number of devices is free to change.
 """
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any, Self
 
 import grain
@@ -43,12 +45,14 @@ class CheckpointMeta:
     Attributes:
         step: The number of training steps behind it.
         config: The config it was trained with.
+        data_fingerprint: Of the recordings it was trained on.
         validation_bits_per_sample: Its likelihood on the validation split, where it was measured.
         path: Where it was loaded from; empty before it is saved.
     """
 
     step: int
     config: TrainConfig
+    data_fingerprint: str
     validation_bits_per_sample: float | None = None
     path: str = ""
 
@@ -64,6 +68,7 @@ class CheckpointMeta:
             "pf_jax_version": __version__,
             "step": self.step,
             "config": self.config.to_dict(),
+            "data_fingerprint": self.data_fingerprint,
             "validation_bits_per_sample": self.validation_bits_per_sample,
         }
 
@@ -90,6 +95,7 @@ class CheckpointMeta:
         return cls(
             step=fields["step"],
             config=config,
+            data_fingerprint=fields["data_fingerprint"],
             validation_bits_per_sample=fields["validation_bits_per_sample"],
             path=path,
         )
@@ -98,13 +104,14 @@ class CheckpointMeta:
 class Checkpoints:
     """The checkpoints of a run that is being trained: saved in the background, pruned by policy."""
 
-    def __init__(self, workdir: epath.Path, config: TrainConfig):
+    def __init__(self, workdir: epath.Path, config: TrainConfig, data_fingerprint: str):
         """Opens or makes `workdir/checkpoints`; what a killed run left half-written is removed.
 
         Raises:
             UserError: The directory cannot be written.
         """
         self._config = config
+        self._data_fingerprint = data_fingerprint
         self.directory = _absolute(workdir) / "checkpoints"
         keep = [preservation_policy.LatestN(config.keep_latest), _KeepBest(config.keep_best)]
         options = ocp.CheckpointManagerOptions(
@@ -138,18 +145,19 @@ class Checkpoints:
         bits = validation_bits_per_sample
         if bits is not None and not math.isfinite(bits):
             bits = None  # A model that diverged is never the best.
-        meta = CheckpointMeta(step, self._config, bits)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.ema_params),
-                train_state=ocp.args.StandardSave(_without_average(state)),
-                data=grain.checkpoint.CheckpointSave(data_iterator),
-                meta=ocp.args.JsonSave(meta.to_dict()),
-            ),
-            metrics={} if bits is None else {_BITS: bits},  # Of None, Orbax would complain.
-            force=True,
-        )
+        meta = CheckpointMeta(step, self._config, self._data_fingerprint, bits)
+        with self._telling_what_fails():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.ema_params),
+                    train_state=ocp.args.StandardSave(_without_average(state)),
+                    data=grain.checkpoint.CheckpointSave(data_iterator),
+                    meta=ocp.args.JsonSave(meta.to_dict()),
+                ),
+                metrics={} if bits is None else {_BITS: bits},  # Of None, Orbax would complain.
+                force=True,
+            )
 
     def restore(self, like: TrainState, data_iterator: Any) -> TrainState:
         """The latest state, as NumPy arrays; also puts the iterator where it was.
@@ -163,7 +171,13 @@ class Checkpoints:
         """
         step = self._manager.latest_step()
         path = self.directory / str(step)
-        _check_same_run(self._config, read_meta(path))
+        meta = read_meta(path)
+        _check_same_run(self._config, meta)
+        if meta.data_fingerprint != self._data_fingerprint:
+            raise UserError(
+                f"{path} was trained on other recordings than {self._config.data.name} now has: "
+                "files came, went or changed. Put them back, or give another --workdir."
+            )
         like = jax.tree.map(_placeholder, like)
         try:
             restored = self._manager.restore(
@@ -180,7 +194,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when what has been saved is on disk."""
-        self._manager.wait_until_finished()
+        with self._telling_what_fails():
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -188,7 +203,23 @@ class Checkpoints:
 
     def __exit__(self, *exception) -> None:
         """Waits for what is being written."""
-        self._manager.close()
+        if exception[0] is not None:
+            with contextlib.suppress(Exception):  # The user has to hear of what came first.
+                self._manager.close()
+            return
+        with self._telling_what_fails():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _telling_what_fails(self) -> Iterator[None]:
+        """Turns what goes wrong in writing, or went wrong in the background, into one line."""
+        try:
+            yield
+        except Exception as error:
+            raise UserError(
+                f"A checkpoint in {self.directory} could not be written ({_brief(error)}); earlier "
+                "ones are whole. Mend this and run the same command again."
+            ) from error
 
 
 class _KeepBest(preservation_policy.PreservationPolicy):
@@ -284,7 +315,8 @@ def read_meta(step_path: epath.Path) -> CheckpointMeta:
 # (a longer run decays its learning rate later).
 _FREE_FIELDS = (
     *("num_steps", "log_every", "eval_every", "checkpoint_every", "keep_latest", "keep_best"),
-    *("data.data_dir", "data.num_threads", "data.prefetch", "model.recurrence", "model.remat"),
+    *("data.path", "data.data_dir", "data.num_threads", "data.prefetch"),
+    *("model.recurrence", "model.remat"),
 )
 
 
@@ -321,7 +353,8 @@ def _placeholder(leaf: Any) -> np.ndarray:
 
 def _absolute(path: epath.PathLike) -> epath.Path:
     """As Orbax wants it; an object store's path is absolute already."""
-    return epath.Path(path).expanduser().resolve()
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.expanduser().resolve()
 
 
 def _brief(error: Exception) -> str:

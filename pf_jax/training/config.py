@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from pf_jax import fields
+from pf_jax.audio.quantization import NUM_LEVELS
 from pf_jax.config import PoolformerConfig
 from pf_jax.data.config import DataConfig
+from pf_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,11 @@ class TrainConfig:
             keep_best="[0, inf)",
             seed="[0, 4294967295]",  # 32 bits, which is what the shuffling of the data takes.
         )
+        if self.model.vocab_size != NUM_LEVELS:
+            raise UserError(
+                f"model.vocab_size must be {NUM_LEVELS}, the levels that audio has, got "
+                f"{self.model.vocab_size}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The config as a JSON-ready dictionary."""

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from pf_jax.data import Dataset, eval_batches, open_dataset, train_batches
+from pf_jax.errors import UserError
 from pf_jax.training.checkpoint import Checkpoints
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.logging import RunLog
@@ -29,7 +30,8 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
     """Trains a model, or goes on with the training that `workdir` holds.
 
     Works on all devices of this host, and with all other hosts that run the same. SIGTERM and
-    Ctrl-C save a checkpoint and return; the same call again goes on to the same end, bit for bit.
+    Ctrl-C save a checkpoint and return; the same call again goes on to the same end, bit for bit
+    where the device computes repeatably (CPUs and TPUs do).
 
     Args:
         config: The experiment.
@@ -63,7 +65,10 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
     )
     eval_fn = jax.pmap(functools.partial(eval_step, graphdef=graphdef), axis_name=DATA_AXIS)
 
-    with Checkpoints(workdir, config) as checkpoints, _stop_signals() as stop_requested:
+    with (
+        Checkpoints(workdir, config, dataset.fingerprint) as checkpoints,
+        _stop_signals() as stop_requested,
+    ):
         resume_step = checkpoints.latest_step() or 0
         if resume_step:
             state = checkpoints.restore(state, batches)
@@ -127,6 +132,11 @@ def _introduction(config: TrainConfig, dataset: Dataset, params: Params, resume_
 
 def _to_log(metrics: dict[str, jax.Array], learning_rate: Any) -> dict[str, float]:
     metrics = {name: float(value) for name, value in _first_replica(metrics).items()}
+    if not math.isfinite(metrics["loss"]):
+        raise UserError(
+            f"The loss is {metrics['loss']}: training has diverged. The latest checkpoint is from "
+            "before; go on from it with a lower optimizer.learning_rate in another --workdir."
+        )
     bits = metrics["loss"] * _NATS_TO_BITS
     return metrics | {"bits_per_sample": bits, "learning_rate": float(learning_rate)}
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
@@ -71,7 +72,7 @@ def init_train_state(
         )
 
     graphdef, _ = split_model(abstract_model(config.model))
-    return graphdef, jax.jit(make_state)(config.seed)
+    return graphdef, jax.jit(make_state)(np.uint32(config.seed))
 
 
 def make_optimizer(config: TrainConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:

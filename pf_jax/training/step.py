@@ -45,7 +45,8 @@ def train_step(
     """One step on one device's share of the batch; all devices end with the same state.
 
     The loss is the mean over the real positions of the whole batch, wherever they are. Sums are
-    exchanged, never means, so that the number of devices changes nothing but rounding.
+    exchanged, never means, so that the number of devices changes nothing but rounding (and the
+    masks of dropout, where there is any).
 
     Returns:
         The state after the step, and metrics: `loss` (nats per sample) and `gradient_norm`, both

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pytest
 from absl import flags, logging
 from absl.testing import flagsaver
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments import cli
@@ -252,6 +252,7 @@ def values(path, hint, config):
         "model.recurrence": st.sampled_from(["auto", "sequential", "associative"]),
         "model.dtype": st.sampled_from(["float32", "bfloat16"]),
         "data.quantization": st.sampled_from(["mu_law", "linear"]),
+        "model.vocab_size": st.just(256),
         "data.sample_rate": st.sampled_from([8_000, 16_000, 44_100]),
     }
     by_type = {
@@ -263,6 +264,7 @@ def values(path, hint, config):
     return by_name[path] if path in by_name else by_type[hint]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), name=st.sampled_from(cli.presets()))
 def test_any_fields_of_any_preset_can_be_overridden(data, name):
     preset = cli.load_config(name)

@@ -158,6 +158,14 @@ def test_reverse_runs_from_the_last_position(implementation):
 
 
 @every_implementation
+def test_integers_become_float32(implementation):
+    a, b = jnp.array([[[2], [3]]]), jnp.array([[[1], [1]]])
+    h = states(implementation, a, b, jnp.array([[0.5]]))
+    assert h.dtype == jnp.float32
+    np.testing.assert_allclose(h[0, :, 0], [2.0, 7.0])
+
+
+@every_implementation
 def test_without_h0_starts_from_zeros(implementation):
     a, b, h0, _ = random_problem(5, 2, 9)
     np.testing.assert_array_equal(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -105,7 +106,7 @@ def save(finished, tmp_path):
         )
         for step, bits in bits_of_steps.items():  # Each as a run that goes on.
             state = finished.state._replace(step=np.array(step))
-            with Checkpoints(tmp_path, config) as checkpoints:
+            with Checkpoints(tmp_path, config, "") as checkpoints:
                 checkpoints.save(state, batches, bits)
         return {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
 
@@ -130,9 +131,10 @@ def test_keeps_the_latest_and_the_best(save, tmp_path, bits_of_steps, changes, k
     assert checkpoint.find(tmp_path).step == best
 
 
-def test_saving_says_nothing(save, capfd):
+def test_saving_says_nothing(save, capfd, caplog):
     save({10: None, 20: 2.0})
     assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 FRESH = """
@@ -216,6 +218,10 @@ def test_damage_is_one_clear_line(copy, damage, message):
     assert "\n" not in str(caught.value)
 
 
+def test_paths_of_object_stores_are_left_alone():
+    assert str(checkpoint._absolute("gs://bucket/run")) == "gs://bucket/run"
+
+
 def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "file").write_text("hello")
     (tmp_path / "empty").mkdir()
@@ -238,4 +244,4 @@ def test_what_is_no_checkpoint(tmp_path):
 def test_a_workdir_that_cannot_be_made(finished, tmp_path, name):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"^Cannot write \S+: Not a directory\.$"):
-        Checkpoints(tmp_path / name, finished.config)
+        Checkpoints(tmp_path / name, finished.config, "")

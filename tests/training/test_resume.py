@@ -240,12 +240,32 @@ def test_another_config_is_refused(finished, section, field, value, message):
     else:
         config = dataclasses.replace(finished.config, **{field: value})
     with (
-        Checkpoints(finished.workdir, config) as checkpoints,
+        Checkpoints(finished.workdir, config, "") as checkpoints,
         pytest.raises(UserError, match=message) as caught,
     ):
         checkpoints.restore(None, None)
     assert str(caught.value).count(" was ") == 2  # The difference, and "was started with".
     assert "\n" not in str(caught.value)
+
+
+def test_other_recordings_are_refused(finished):
+    with (
+        Checkpoints(finished.workdir, finished.config, "another") as checkpoints,
+        pytest.raises(UserError, match="trained on other recordings than folder now has"),
+    ):
+        checkpoints.restore(None, None)
+
+
+def test_a_diverged_loss_ends_the_run_and_keeps_its_checkpoints(finished, copy, monkeypatch):
+    def diverging(*args, **kwargs):
+        state, metrics = train_step(*args, **kwargs)
+        return state, metrics | {"loss": metrics["loss"] * np.nan}
+
+    train_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", diverging)
+    with pytest.raises(UserError, match="The loss is nan: training has diverged"):
+        train(dataclasses.replace(finished.config, num_steps=14), copy)
+    assert checkpoint.find(copy).step in (6, 9, 12)
 
 
 def test_a_refused_run_is_left_as_it_was(finished, copy):
@@ -274,7 +294,8 @@ def test_a_checkpoint_that_was_being_deleted_harms_nothing(finished, copy, torn)
         path = step / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert checkpoint.find(copy).step in (6, 12)
-    with Checkpoints(copy, dataclasses.replace(finished.config, keep_latest=1)) as checkpoints:
+    config = dataclasses.replace(finished.config, keep_latest=1)
+    with Checkpoints(copy, config, "") as checkpoints:
         assert checkpoints.latest_step() == 12
         checkpoints.save(finished.state._replace(step=np.array(13)), iterator(finished.config))
     assert not step.exists()
