@@ -22,10 +22,10 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
+@pytest.fixture
+def home(tmp_path):
     """A home directory with some recordings, and small widths for whatever is trained in it."""
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path / "home"
     rng = np.random.default_rng(0)
     for number in range(3):
         noise = np.convolve(rng.normal(size=16_000), np.ones(20) / 20, "same")
@@ -47,7 +47,7 @@ def run(command: str, home: pathlib.Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
-def test_the_commands_run_in_their_order(home):
+def test_commands_and_then_python_blocks_run_in_their_order(home):
     assert len(COMMANDS) >= 6
     for command in COMMANDS:
         if command.startswith("make "):
@@ -62,8 +62,6 @@ def test_the_commands_run_in_their_order(home):
         run(command, home)
     assert len(list((home / "new").glob("*.wav"))) == 8
 
-
-def test_the_python_blocks_run(home):
     blocks = [block for kind, block in BLOCKS if kind == "python"]
     assert len(blocks) >= 2
     for number, block in enumerate(blocks):

@@ -90,15 +90,19 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
                 log.advance(step)
 
                 last = step == config.num_steps
+                stop = stop_requested()
+                evaluate = last or step % config.eval_every == 0
+                save = evaluate or stop or step % config.checkpoint_every == 0
+                if save or step % config.log_every == 0:
+                    _check_finite(metrics)
                 if last or step % config.log_every == 0:
                     log.train(step, _to_log(metrics, schedule(step - 1)) | speed.at(step))
                 bits = None
-                if last or step % config.eval_every == 0:
+                if evaluate:
                     bits = _evaluate(eval_fn, state.ema_params, validate())
                     log.evaluation(step, {"bits_per_sample": bits})
                     speed.restart(step)
-                stop = stop_requested()
-                if bits is not None or stop or step % config.checkpoint_every == 0:
+                if save or (stop := stop_requested()):
                     checkpoints.save(_first_replica(state), batches, bits)
                 if stop and not last:
                     log.message(f"Stopped after step {step}; the same command goes on from there.")
@@ -130,13 +134,18 @@ def _introduction(config: TrainConfig, dataset: Dataset, params: Params, resume_
     return "\n".join(lines)
 
 
+def _check_finite(metrics: dict[str, jax.Array]) -> None:
+    """Keeps weights that are lost out of the log and the checkpoints."""
+    loss = float(_first_replica(metrics["loss"]))
+    if not math.isfinite(loss):
+        raise UserError(
+            f"The loss is {loss}: training has diverged. The checkpoints are from before; train "
+            "anew in another --workdir with a lower optimizer.learning_rate."
+        )
+
+
 def _to_log(metrics: dict[str, jax.Array], learning_rate: Any) -> dict[str, float]:
     metrics = {name: float(value) for name, value in _first_replica(metrics).items()}
-    if not math.isfinite(metrics["loss"]):
-        raise UserError(
-            f"The loss is {metrics['loss']}: training has diverged. The latest checkpoint is from "
-            "before; go on from it with a lower optimizer.learning_rate in another --workdir."
-        )
     bits = metrics["loss"] * _NATS_TO_BITS
     return metrics | {"bits_per_sample": bits, "learning_rate": float(learning_rate)}
 
