@@ -30,9 +30,9 @@ def generate(
 ) -> tuple[Int[np.ndarray, "samples steps"], Float[np.ndarray, "samples"]]:
     """Draws sequences of tokens from the model, all in step with each other.
 
-    The program is compiled once for a number of samples, and whatever the length: it runs over
-    chunks of steps whose state is carried. A sample depends on `key` and its own number only, not
-    on how many others are drawn beside it nor how long they are.
+    The program is compiled once for a number of samples, whatever the length (if it fills a chunk):
+    it runs over chunks of steps whose state is carried. A sample depends on `key` and its own
+    number only, not on how many others are drawn beside it nor how long they are.
 
     Args:
         model: The model.
