@@ -192,11 +192,6 @@ class Checkpoints:
             raise UserError(f"The checkpoint {path} cannot be read: {_brief(error)}") from error
         return TrainState(ema_params=restored.params, **restored.train_state)
 
-    def wait(self) -> None:
-        """Returns when what has been saved is on disk."""
-        with self._telling_what_fails():
-            self._manager.wait_until_finished()
-
     def __enter__(self) -> Self:
         """Returns itself."""
         return self

@@ -29,9 +29,9 @@ _MOST_SKIPPED_SHOWN = 20
 def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
     """Trains a model, or goes on with the training that `workdir` holds.
 
-    Works on all devices of this host, and with all other hosts that run the same. SIGTERM and
+    Works on all devices of this host. SIGTERM and
     Ctrl-C save a checkpoint and return; the same call again goes on to the same end, bit for bit
-    where the device computes repeatably (CPUs and TPUs do).
+    where the device computes repeatably, as CPUs do.
 
     Args:
         config: The experiment.
@@ -72,6 +72,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
         resume_step = checkpoints.latest_step() or 0
         if resume_step:
             state = checkpoints.restore(state, batches)
+        introduction = _introduction(config, dataset, state.params, resume_step)
         state = replicate(state)
         with RunLog(
             workdir,
@@ -79,7 +80,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
             resume_step=resume_step,
             write=jax.process_index() == 0,
         ) as log:
-            log.message(_introduction(config, dataset, state.params, resume_step))
+            log.message(introduction)
             speed = _Speed(config.batch_size * config.data.window)
             previous_metrics = None
             for step in range(resume_step + 1, config.num_steps + 1):
