@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments import cli
 from pf_jax.data import open_dataset
+from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
 from pf_jax.evaluation.markov import markov_bits_per_sample
 
@@ -33,8 +34,8 @@ def main(argv: Sequence[str]) -> None:
     dataset = open_dataset(config.data)
 
     def recordings(split: str) -> Iterator[np.ndarray]:
-        source = dataset.split(split)
-        return (source.tokens(i) for i in range(len(source)))
+        windows = Windows(dataset.split(split), config.data)
+        return (windows.tokens(number) for number in range(len(windows.recordings)))
 
     try:
         bits = markov_bits_per_sample(

@@ -70,7 +70,7 @@ def check_types(config: Any) -> None:
     Raises:
         UserError: A field has a value of another type.
     """
-    for name, hint in typing.get_type_hints(type(config)).items():
+    for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
         try:
             object.__setattr__(config, name, convert(value, hint))
@@ -114,7 +114,7 @@ def from_dict(cls: type, fields: Mapping[str, Any], where: str = "") -> Any:
         raise UserError(
             f"{where.rstrip('.') or 'A config'} must hold named fields, got {fields!r}."
         )
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for name in fields:
         if name not in hints:
             raise UserError(f"Unknown field {where}{name}{did_you_mean(name, hints, where)}")
@@ -140,12 +140,18 @@ def from_dict(cls: type, fields: Mapping[str, Any], where: str = "") -> Any:
 def leaves(cls: type, prefix: str = "") -> dict[str, Any]:
     """The dotted names of all fields of a dataclass and of those in it, with their types."""
     found = {}
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in _hints(cls).items():
         if dataclasses.is_dataclass(hint):
             found |= leaves(hint, f"{prefix}{name}.")
         else:
             found[prefix + name] = hint
     return found
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The type of each field of a dataclass; what belongs to the class is no field."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -1,6 +1,6 @@
 """Classical music: the 330 recordings of MusicNet, eight seconds at a time.
 
-Needs: MusicNet (11 GB), and a TPU slice; each host runs the same command.
+Needs: MusicNet (11 GB, downloaded by itself), and a TPU slice; each host runs the same command.
 Takes: a slice's memory, so bfloat16, and each ResBlock is computed again in the backward pass.
 """
 

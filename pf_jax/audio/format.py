@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Float32, Int, Int16, UInt8
 
 from pf_jax import fields
-from pf_jax.audio import quantization
+from pf_jax.audio import io, quantization
 from pf_jax.errors import UserError
 
 _QUANTIZERS = {
@@ -32,6 +33,7 @@ class AudioFormat:
 
     sample_rate: int
     quantization: str = "mu_law"
+    extension: ClassVar[str] = ".wav"
 
     def __post_init__(self):
         fields.check_types(self)
@@ -48,14 +50,48 @@ class AudioFormat:
         """Returns the waveform in [-1, 1] of tokens from 0 to 255."""
         return _QUANTIZERS[self.quantization][1](tokens)
 
-    def encode_pcm(self, pcm: Int16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-        """Returns the tokens of 16-bit PCM: `encode` by a table, fast enough to train from."""
-        return _pcm_table(self.quantization)[pcm]
+    def encode_stored(
+        self, stored: Int16[np.ndarray, "*shape"], extent: tuple[int, int] | None = None
+    ) -> UInt8[np.ndarray, "*shape"]:
+        """Returns the tokens of 16-bit PCM: `encode` by a table, fast enough to train from.
+
+        Args:
+            stored: 16-bit PCM.
+            extent: Samples that are stretched linearly to -1 and 1, as the published figures of
+                SC09 have it; two equal ones make silence. None stretches nothing.
+        """
+        if extent is None:
+            return _pcm_table(self.quantization)[stored]
+        low, high = map(int, extent)  # Of int16, a difference would overflow.
+        if low == high:
+            return np.full(np.shape(stored), self.padding, np.uint8)
+        if high - low < np.size(stored):  # Then it pays to tabulate.
+            return self._stretched(np.arange(low, high + 1), low, high)[stored - np.int32(low)]
+        return self._stretched(stored, low, high)
+
+    def _stretched(self, pcm: np.ndarray, low: int, high: int) -> np.ndarray:
+        return self.encode((pcm.astype(np.float64) - low) * (2 / (high - low)) - 1)
 
     @property
-    def silence(self) -> int:
+    def padding(self) -> int:
         """The token of a sample that is zero."""
         return int(self.encode(0.0))
+
+    def write(self, path: epath.PathLike, tokens: Int[np.ndarray, "time"]) -> None:
+        """Writes tokens as a WAV file.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        io.write(path, self.decode(tokens), self.sample_rate)
+
+    def describe(self, num_tokens: int) -> str:
+        """Returns how long so many samples last."""
+        seconds = num_tokens / self.sample_rate
+        for unit, length in (("h", 3_600), ("min", 60)):
+            if seconds >= 2 * length:
+                return f"{seconds / length:.1f} {unit}"
+        return f"{seconds:.1f} s"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the format as JSON-ready values."""

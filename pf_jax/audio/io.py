@@ -52,10 +52,26 @@ def read(
             waveform, file_rate = _decode(path, file)
     except OSError as error:
         raise UnusableSoundError(path, _reason(error)) from error
-    if sample_rate is not None and sample_rate != file_rate:
-        waveform = soxr.resample(waveform, file_rate, sample_rate, quality="HQ")
-        file_rate = sample_rate
-    return waveform, file_rate
+    return _resampled(waveform, file_rate, sample_rate)
+
+
+def read_bytes(
+    name: str, content: bytes, sample_rate: int | None = None
+) -> tuple[Float32[np.ndarray, "time"], int]:
+    """Reads what a sound file contains, as `read` does.
+
+    Args:
+        name: What an error calls it.
+        content: The bytes of the file.
+        sample_rate: Samples per second to resample to; None keeps the file's own.
+
+    Returns:
+        The waveform, and its samples per second.
+
+    Raises:
+        UnusableSoundError: As `read`.
+    """
+    return _resampled(*_decode(name, io.BytesIO(content)), sample_rate)
 
 
 def write(path: epath.PathLike, waveform: Float[np.ndarray, "time"], sample_rate: int) -> None:
@@ -80,6 +96,14 @@ def write(path: epath.PathLike, waveform: Float[np.ndarray, "time"], sample_rate
         path.write_bytes(wav.getvalue())
     except (OSError, soundfile.SoundFileError) as error:
         raise UserError(f"Cannot write {path}: {_reason(error)}.") from error
+
+
+def _resampled(
+    waveform: np.ndarray, file_rate: int, sample_rate: int | None
+) -> tuple[np.ndarray, int]:
+    if sample_rate is None or sample_rate == file_rate:
+        return waveform, file_rate
+    return soxr.resample(waveform, file_rate, sample_rate, quality="HQ"), sample_rate
 
 
 def _decode(path: epath.PathLike, file: BinaryIO) -> tuple[np.ndarray, int]:

@@ -1,25 +1,32 @@
-"""How every audio dataset is stored: a TFDS builder that needs no TensorFlow.
+"""How every dataset is stored: a TFDS builder that needs no TensorFlow.
 
-A recording is 16-bit PCM of one channel, cut into consecutive segments of `SEGMENT` samples, one
-segment a record, in order. The table of recordings stands in the dataset's metadata, so opening
-reads no audio, and any stretch of any recording is a few records whose numbers are known: the cost
-of a window grows with the window, not with the recording.
+A recording is cut into consecutive segments of `SEGMENT` samples, one segment a record, in order.
+The table of recordings stands in the dataset's metadata, so opening reads no samples, and any
+stretch of any recording is a few records whose numbers are known: the cost of a window grows with
+the window, not with the recording.
 """
 
 import abc
+import collections
 import contextlib
-import dataclasses
+import hashlib
 import io
 import itertools
+import os
+import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
+import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
-from jaxtyping import Int16
 
+from pf_jax.data.archive import Source, obtain
 from pf_jax.data.config import DataConfig
+from pf_jax.data.recording import Collection, Recording
 from pf_jax.errors import UserError
 
 SEGMENT = 16_384  # Samples in one record; all but a recording's last segment are full.
@@ -28,51 +35,52 @@ SPLITS = ("train", "validation", "test")
 # TFDS gathers a split in memory before it writes, and past 1 GB it asks TensorFlow to spill it. So
 # a split is written as parts of at most this many records (256 MiB), which are read as one.
 _PART_RECORDS = 8_192
+_MARKER = "dataset_info.json"  # The last file that goes to an object store.
 
 
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """One recording on its way into storage.
-
-    Attributes:
-        name: Unique within the dataset.
-        pcm: Its samples; may be a view of a file.
-    """
-
-    name: str
-    pcm: Int16[np.ndarray, "time"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Collection:
-    """All that is prepared of a dataset.
-
-    Attributes:
-        splits: For each name in `SPLITS` its recordings; no split is empty.
-        skipped: What was left out: pairs of a file and the reason.
-    """
-
-    splits: Mapping[str, Sequence[Recording]]
-    skipped: Sequence[tuple[str, str]] = ()
-
-
-class AudioBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
+class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
     """Prepares a dataset once, in `data_dir/pf_jax/<variant>/<name>/<version>`.
 
     A subclass says what the recordings are (`collect`), and names with `variant` everything that
     they depend on, such as the sample rate: another variant is prepared beside this one.
+
+    Data in an object store is prepared in, and read from, a copy on this machine: in
+    `~/.cache/pf_jax/data`, or `$XDG_CACHE_HOME/pf_jax/data`.
+
+    Attributes:
+        MODALITY: What the recordings are, a value of `DataConfig.modality`.
+        EVENTS: The columns of `Recording.events`; empty where there are none.
     """
 
     # Of what is stored and how: with another version, data is prepared anew beside the old.
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("2.0.0")
+    MODALITY: ClassVar[str] = "audio"
+    EVENTS: ClassVar[tuple[str, ...]] = ()
     # No registered checksums: looking for them would need the package importlib_resources, which
     # TFDS uses but does not ask for on today's Pythons.
     url_infos = None
 
-    def __init__(self, config: DataConfig, variant: str):
+    def __init__(self, config: DataConfig, variant: str | None = None):
+        """Opens the place of the dataset, and writes nothing.
+
+        Args:
+            config: The config.
+            variant: What the recordings depend on; by default the sample rate of sound.
+        """
+        if config.modality != self.MODALITY:
+            raise UserError(
+                f"The dataset {self.name!r} is {self.MODALITY}: data.modality must be "
+                f"{self.MODALITY!r}, got {config.modality!r}."
+            )
         self.config = config
-        root = epath.Path(config.data_dir or tfds.core.constants.DATA_DIR).expanduser()
-        super().__init__(data_dir=root / "pf_jax" / variant, file_format="array_record")
+        place = epath.Path(config.data_dir or tfds.core.constants.DATA_DIR).expanduser()
+        self._root = _cache_of(place) if _is_remote(place) else place
+        if variant is None:
+            variant = f"{config.sample_rate}hz" if self.MODALITY == "audio" else self.MODALITY
+        super().__init__(data_dir=self._root / "pf_jax" / variant, file_format="array_record")
+        relative = epath.Path(self.data_dir).relative_to(self._root)
+        self._remote = place / relative if _is_remote(place) else None
+        self._target = epath.Path(self.data_dir)
 
     @abc.abstractmethod
     def collect(self) -> Collection:
@@ -82,29 +90,43 @@ class AudioBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=T
             UserError: There is nothing usable.
         """
 
+    def obtain(self, source: Source) -> epath.Path:
+        """Returns a file that the user has in a manual folder, or downloads it.
+
+        Raises:
+            UserError: It is not to be had, or is not what its publisher offers.
+        """
+        downloads = self._root / "downloads"
+        places = [downloads / "manual"]  # As TFDS has it.
+        if self.config.manual_dir:
+            manual = epath.Path(self.config.manual_dir).expanduser()
+            if not manual.is_dir():
+                raise UserError(f"data.manual_dir={self.config.manual_dir} is not a directory.")
+            places = [manual, *places]
+        return obtain(source, places, downloads, verify=self.config.verify_checksums)
+
     def prepare(self) -> None:
         """Writes the dataset unless it is there already.
 
         TFDS writes into a directory of another name and renames it at the end, so an interrupted
-        preparation leaves nothing that looks finished.
+        preparation leaves nothing that looks finished. Processes on one machine, or on machines
+        that share the directory, wait for the one that came first.
 
         Raises:
             UserError: The data cannot be made, cannot be written, or is not whole.
         """
         try:
-            if not epath.Path(self.data_dir).exists():
-                logging.info("Preparing the dataset %s in %s", self.name, self.data_dir)
-                with _quiet():
-                    self.download_and_prepare(file_format="array_record")
-        except OSError as error:
-            # Another process may have prepared the same data meanwhile; then its copy is as good.
-            if not epath.Path(self.data_dir).exists():
-                reason = error.strerror or error
-                raise UserError(
-                    f"Cannot write prepared data to {self.data_dir} ({reason}); "
-                    "set data.data_dir to a directory that has room and can be written to."
-                ) from error
-            self.info.read_from_directory(self.data_dir)
+            if not self._target.exists():
+                self._target.parent.mkdir(parents=True, exist_ok=True)
+                with filelock.FileLock(self._target.parent / f".{self._target.name}.lock"):
+                    self._prepare_alone()
+            self.info.read_from_directory(self._target)
+        except (OSError, RuntimeError) as error:  # Of a full disk, ArrayRecord says the latter.
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            raise UserError(
+                f"Cannot write prepared data to {self._target} ({reason}); "
+                "set data.data_dir to a directory that has room and can be written to."
+            ) from error
         self._check_whole()
 
     def open_split(self, split: str) -> Sequence[Mapping[str, np.ndarray]]:
@@ -112,18 +134,42 @@ class AudioBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=T
         parts = [part for part in self.info.splits if part.startswith(f"{split}_")]
         return self.as_data_source(split="+".join(sorted(parts)))
 
+    def _prepare_alone(self) -> None:
+        """Prepares the data, or fetches it; no other process is doing the same."""
+        for litter in self._target.parent.glob("incomplete.*"):  # Of those that were killed.
+            shutil.rmtree(litter, ignore_errors=True)
+        if self._target.exists():
+            return
+        if self._remote and (self._remote / _MARKER).exists():
+            logging.info("Copying the dataset %s from %s", self.name, self._remote)
+            partial = self._target.parent / "incomplete.copy"
+            _copy(self._remote, partial)
+            os.rename(partial, self._target)
+            return
+        logging.info("Preparing the dataset %s in %s", self.name, self._target)
+        with _quiet():
+            self.download_and_prepare(file_format="array_record")
+        if self._remote:
+            _copy(self._target, self._remote)
+
     def _check_whole(self) -> None:
-        """Object stores rename file by file: a copy that was cut short is noticed here."""
+        """Notices a copy of which somebody has deleted a part."""
         files = [file for part in self.info.splits.values() for file in part.filepaths]
         if not files or not all(epath.Path(file).exists() for file in files):
-            raise UserError(f"The prepared data in {self.data_dir} is not whole; delete it.")
+            raise UserError(f"The prepared data in {self._target} is not whole; delete it.")
 
     def _info(self) -> tfds.core.DatasetInfo:
+        dtype = np.int16 if self.MODALITY == "audio" else np.uint8
         features = {
-            "pcm": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="bytes"),
+            "samples": tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes"),
             "recording": np.int64,  # Its number in the table of its split.
             "start": np.int64,  # Of this segment within the recording.
         }
+        if self.EVENTS:
+            shape = (None, len(self.EVENTS))
+            features["events"] = tfds.features.Tensor(
+                shape=shape, dtype=np.float64, encoding="bytes"
+            )
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__,
@@ -135,16 +181,15 @@ class AudioBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=T
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Iterator]:
-        del dl_manager  # The subclasses make or find their recordings themselves.
+        del dl_manager  # It knows only some checksums, and retries for minutes without a network.
         collection = self.collect()
-        self.info.metadata["skipped"] = list(collection.skipped)
+        self.info.metadata["skipped"] = [(file.name, file.reason) for file in collection.skipped]
         self.info.metadata["recordings"] = {
-            split: [(recording.name, len(recording.pcm)) for recording in recordings]
-            for split, recordings in collection.splits.items()
+            split: _table(recordings) for split, recordings in collection.splits.items()
         }
         generators = {}
         for split, recordings in collection.splits.items():
-            num_records = sum(-(-len(recording.pcm) // SEGMENT) for recording in recordings)
+            num_records = sum(-(-len(recording.samples) // SEGMENT) for recording in recordings)
             # TFDS exhausts one part before it starts the next, so they can share one iterator.
             records = self._generate_examples(recordings)
             for part in range(-(-num_records // _PART_RECORDS)):
@@ -154,9 +199,53 @@ class AudioBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=T
     def _generate_examples(self, recordings: Sequence[Recording]) -> Iterator[tuple[int, dict]]:
         key = itertools.count()
         for number, recording in enumerate(recordings):
-            for start in range(0, len(recording.pcm), SEGMENT):
-                pcm = np.asarray(recording.pcm[start : start + SEGMENT])
-                yield next(key), {"pcm": pcm, "recording": number, "start": start}
+            events = self._events_by_segment(recording)
+            for segment, start in enumerate(range(0, len(recording.samples), SEGMENT)):
+                samples = np.asarray(recording.samples[start : start + SEGMENT])
+                record = {"samples": samples, "recording": number, "start": start}
+                yield next(key), record | ({"events": events[segment]} if self.EVENTS else {})
+
+    def _events_by_segment(self, recording: Recording) -> Mapping[int, np.ndarray]:
+        """Files each event under the segment in which it begins."""
+        none = np.zeros((0, len(self.EVENTS)))
+        by_segment = collections.defaultdict(lambda: none)
+        if recording.events is not None and len(recording.events):
+            last = (len(recording.samples) - 1) // SEGMENT
+            starts = recording.events[:, 0] * self.config.sample_rate // SEGMENT
+            segments = np.clip(starts, 0, last).astype(int)
+            for segment in np.unique(segments):
+                by_segment[segment] = recording.events[segments == segment]
+        return by_segment
+
+
+def _table(recordings: Sequence[Recording]) -> dict[str, list]:
+    """What is known of each recording of a split, by columns, as JSON has it."""
+    labels = {name for recording in recordings for name in recording.labels}
+    return {
+        "name": [recording.name for recording in recordings],
+        "length": [len(recording.samples) for recording in recordings],
+        "low": [int(recording.samples.min()) for recording in recordings],
+        "high": [int(recording.samples.max()) for recording in recordings],
+        "labels": {name: [r.labels[name] for r in recordings] for name in sorted(labels)},
+    }
+
+
+def _is_remote(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+def _cache_of(place: epath.Path) -> epath.Path:
+    """The directory on this machine that stands for one in an object store."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    key = hashlib.sha256(str(place).encode()).hexdigest()[:16]
+    return epath.Path(cache / "pf_jax" / "data" / key)
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    """Copies the files of a directory; the one that marks it as whole comes last."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir(), key=lambda file: (file.name == _MARKER, file.name)):
+        file.copy(target / file.name, overwrite=True)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,11 @@ import dataclasses
 
 from pf_jax import fields
 from pf_jax.audio import AudioFormat
+from pf_jax.errors import UserError
+from pf_jax.formats import Format, ImageFormat, TextFormat
+
+MODALITIES = ("audio", "text", "image")
+NORMALIZATIONS = ("none", "recording", "window")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,33 +17,59 @@ class DataConfig:
 
     Attributes:
         name: Which dataset, one of `pf_jax.data.DATASETS`.
-        window: Samples in one training or evaluation window.
+        window: Tokens in one training or evaluation window; of images, exactly one image.
         path: For `name="folder"`: the directory tree of sound files.
-        sample_rate: Samples per second; recordings at other rates are resampled.
-        quantization: How a waveform becomes 256 levels: "mu_law" or "linear".
-        data_dir: Where prepared data is kept; empty for TFDS's own place.
+        modality: What the tokens are: "audio", "text" or "image".
+        sample_rate: Of audio: samples per second; recordings at other rates are resampled.
+        quantization: Of audio: how a waveform becomes 256 levels: "mu_law" or "linear".
+        normalization: Of audio: what is stretched linearly from its least and greatest sample to
+            [-1, 1] before it is quantized: "none", each whole "recording", or each "window" by
+            itself. The likelihoods published for SC09, Beethoven and YouTubeMix are of windows.
+        data_dir: Where prepared data is kept, a directory or an object store's path (gs://); empty
+            for TFDS's own place.
+        manual_dir: Where archives are that need not be downloaded, such as `musicnet.tar.gz`.
+        verify_checksums: Whether archives must be bit for bit those that their publishers offer.
         num_threads: Threads that read and quantize windows; 0 reads in the caller's thread.
-        prefetch: Batches that are made ready ahead of time; 0 for none.
+        num_workers: Processes that do so, each with its threads; 0 for this process alone.
+        prefetch: Batches that are made ready ahead of time, by each worker; 0 for none.
 
     Raises:
-        UserError: A number is out of range, or the quantization is unknown.
+        UserError: A number is out of range, or a choice is unknown.
     """
 
     name: str
     window: int
     path: str = ""
+    modality: str = "audio"
     sample_rate: int = 16_000
     quantization: str = "mu_law"
+    normalization: str = "none"
     data_dir: str = ""
+    manual_dir: str = ""
+    verify_checksums: bool = True
     num_threads: int = 2
+    num_workers: int = 0
     prefetch: int = 4
 
     def __post_init__(self):
         fields.check_types(self)
-        fields.check_intervals(self, window="[1, inf]", num_threads="[0, inf]", prefetch="[0, inf]")
-        _ = self.audio_format  # Which checks the other two.
+        fields.check_intervals(
+            self,
+            window="[1, inf]",
+            num_threads="[0, inf]",
+            num_workers="[0, inf]",
+            prefetch="[0, inf]",
+        )
+        for name, choices in (("modality", MODALITIES), ("normalization", NORMALIZATIONS)):
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"{name} must be {' or '.join(choices)}, got {value!r}.")
+        _ = self.format  # Which checks the others.
 
     @property
-    def audio_format(self) -> AudioFormat:
-        """How tokens of this data are sound."""
+    def format(self) -> Format:
+        """How tokens of this data are sound, text or pictures."""
+        if self.modality == "text":
+            return TextFormat()
+        if self.modality == "image":
+            return ImageFormat.of_length(self.window)
         return AudioFormat(self.sample_rate, self.quantization)

@@ -3,14 +3,15 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int16, UInt8
+from jaxtyping import Float64, Shaped
 
-from pf_jax.audio import AudioFormat
-from pf_jax.data.builder import SEGMENT, AudioBuilder
+from pf_jax.data.builder import SEGMENT, Builder
 from pf_jax.errors import UserError
 from pf_jax.fields import did_you_mean
+from pf_jax.formats import Format
 
 
 class Recordings:
@@ -19,18 +20,15 @@ class Recordings:
     Attributes:
         names: What each recording is called.
         lengths: Samples in each recording.
-        audio_format: How samples become tokens.
+        extents: The least and the greatest sample of each recording.
+        labels: By name, what the source says of each recording as a whole.
     """
 
-    def __init__(
-        self,
-        table: Sequence[tuple[str, int]],
-        records: Sequence[Mapping[str, np.ndarray]],
-        audio_format: AudioFormat,
-    ):
-        self.names = tuple(name for name, _ in table)
-        self.lengths = tuple(length for _, length in table)
-        self.audio_format = audio_format
+    def __init__(self, table: Mapping[str, Any], records: Sequence[Mapping[str, np.ndarray]]):
+        self.names = tuple(table["name"])
+        self.lengths = tuple(table["length"])
+        self.extents = tuple(zip(table["low"], table["high"], strict=True))
+        self.labels = {name: tuple(values) for name, values in table["labels"].items()}
         self._records = records
         self._first_record = np.cumsum([0, *(-(-length // SEGMENT) for length in self.lengths)])
 
@@ -42,8 +40,8 @@ class Recordings:
         """Samples in all recordings together."""
         return sum(self.lengths)
 
-    def read(self, index: int, start: int, stop: int) -> Int16[np.ndarray, "stop-start"]:
-        """Returns samples `start` to `stop` of a recording as 16-bit PCM.
+    def read(self, index: int, start: int, stop: int) -> Shaped[np.ndarray, "stop-start"]:
+        """Returns samples `start` to `stop` of a recording: 16-bit PCM, or bytes of all else.
 
         Raises:
             IndexError: There is no such recording, or it has no such samples.
@@ -52,13 +50,20 @@ class Recordings:
             raise IndexError(f"samples {start} to {stop} of {self.lengths[index]}")
         first, last = start // SEGMENT, (stop - 1) // SEGMENT
         at = int(self._first_record[index])
-        pieces = [self._records[at + segment]["pcm"] for segment in range(first, last + 1)]
+        pieces = [self._records[at + segment]["samples"] for segment in range(first, last + 1)]
         offset = first * SEGMENT
         return np.concatenate(pieces)[start - offset : stop - offset]
 
-    def tokens(self, index: int) -> UInt8[np.ndarray, "time"]:
-        """Returns a whole recording as tokens."""
-        return self.audio_format.encode_pcm(self.read(index, 0, self.lengths[index]))
+    def events(self, index: int) -> Float64[np.ndarray, "events columns"]:
+        """Returns what the source says of moments in a recording, in the order of time.
+
+        The columns are the `Dataset.event_columns`; times are in seconds.
+
+        Raises:
+            KeyError: The dataset has no such thing.
+        """
+        records = range(int(self._first_record[index]), int(self._first_record[index + 1]))
+        return np.concatenate([self._records[record]["events"] for record in records])
 
 
 class Dataset:
@@ -66,18 +71,20 @@ class Dataset:
 
     Attributes:
         name: Which dataset.
-        audio_format: How its tokens are sound.
+        format: How its tokens are sound, text or pictures.
+        event_columns: What each row of `Recordings.events` says; empty where there are none.
         skipped: What was left out when it was prepared: pairs of a file and the reason.
     """
 
-    def __init__(self, builder: AudioBuilder, audio_format: AudioFormat):
+    def __init__(self, builder: Builder):
         """Opens what `builder` has prepared."""
         metadata = builder.info.metadata
         self.name = builder.name
-        self.audio_format = audio_format
+        self.format: Format = builder.config.format
+        self.event_columns = builder.EVENTS
         self.skipped = [(file, reason) for file, reason in metadata["skipped"]]
         self._splits = {
-            split: Recordings(table, builder.open_split(split), audio_format)
+            split: Recordings(table, builder.open_split(split))
             for split, table in metadata["recordings"].items()
         }
 

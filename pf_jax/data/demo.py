@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from pf_jax.audio import to_pcm
-from pf_jax.data.builder import AudioBuilder, Collection, Recording
-from pf_jax.data.config import DataConfig
+from pf_jax.data.builder import Builder
+from pf_jax.data.recording import Collection, Recording
 
 _RECORDINGS = {"train": 30, "validation": 3, "test": 3}
 _BARS = 12
@@ -26,13 +26,10 @@ _LEAPS, _LEAP_CHANCES = (-2, -1, 0, 1, 2), (0.15, 0.3, 0.1, 0.3, 0.15)
 _REST_CHANCE = 0.08
 
 
-class Demo(AudioBuilder):
+class Demo(Builder):
     """Twelve minutes of procedural music, and one minute each for validation and test."""
 
     name = "demo"
-
-    def __init__(self, config: DataConfig):
-        super().__init__(config, f"{config.sample_rate}hz")
 
     def collect(self) -> Collection:
         """Composes and plays every recording; the same each time."""

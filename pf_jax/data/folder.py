@@ -3,18 +3,13 @@
 import hashlib
 import os
 import re
-import tempfile
-from collections.abc import Iterator
 
-import grain
-import numpy as np
-import tqdm
 from etils import epath
-from jaxtyping import Int16
 
 from pf_jax import audio
-from pf_jax.data.builder import SPLITS, AudioBuilder, Collection, Recording
+from pf_jax.data.builder import SPLITS, Builder
 from pf_jax.data.config import DataConfig
+from pf_jax.data.recording import Collection, Recording, Skipped, spool
 from pf_jax.errors import UserError
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
@@ -23,7 +18,7 @@ MIN_FILES = 10  # With fewer usable files, each file is divided by time.
 _HELD_OUT = 0.05  # The share of validation, and of test.
 
 
-class Folder(AudioBuilder):
+class Folder(Builder):
     """The sound files under `config.path`, whatever their rates and channels.
 
     Files that are not sound, have no samples, have NaN or infinite samples, or last less than
@@ -46,62 +41,42 @@ class Folder(AudioBuilder):
         Raises:
             UserError: `config.path` is not given, is not a directory, or has no sound files.
         """
-        self._root = _checked_root(config.path)
-        self._files = find_files(self._root)
+        self._folder = _checked_root(config.path)
+        self._files = find_files(self._folder)
         if not self._files:
             raise UserError(
                 f"data.path={config.path} holds no sound files ({', '.join(EXTENSIONS)}); "
                 "give a directory tree of recordings."
             )
-        super().__init__(config, _variant(self._root, self._files, config.sample_rate))
+        super().__init__(config, _variant(self._folder, self._files, config.sample_rate))
 
     def collect(self) -> Collection:
-        """Decodes each file once into a temporary file, of which the recordings are views."""
-        skipped, names, lengths = [], [], []
-        # Beside the prepared data there will be room, if anywhere.
-        place = self.data_dir if os.path.isdir(self.data_dir) else None
-        with tempfile.TemporaryFile(dir=place) as spool:
-            for name, pcm, reason in tqdm.tqdm(
-                self._decoded(),
-                desc=f"Reading {self._root}",
-                total=len(self._files),
-                unit=" files",
-                leave=False,
-                disable=None,  # Only a terminal shows it.
-            ):
-                if reason:
-                    skipped.append((name, reason))
-                else:
-                    names.append(name)
-                    lengths.append(len(pcm))
-                    pcm.tofile(spool)
-            if not names:
-                name, reason = skipped[0]
-                raise UserError(
-                    f"No sound file in {self._root} can be used; the first of {len(skipped)} is "
-                    f"{name}: {reason}."
-                )
-            spool.flush()
-            samples = np.memmap(spool, np.int16, mode="r")  # Lives on when the file is closed.
-        pieces = np.split(samples, np.cumsum(lengths)[:-1])
-        recordings = [Recording(name, pcm) for name, pcm in zip(names, pieces, strict=True)]
+        """Decodes each file once."""
+        recordings, skipped = spool(
+            self._files,
+            self._decode,
+            num_threads=self.config.num_threads,
+            description=f"Reading {self._folder}",
+            total=len(self._files),
+            place=self.data_dir,
+        )
+        if not recordings:
+            raise UserError(
+                f"No sound file in {self._folder} can be used; the first of {len(skipped)} "
+                f"is {skipped[0].name}: {skipped[0].reason}."
+            )
         divide = split_by_file if len(recordings) >= MIN_FILES else split_by_time
         return Collection(divide(recordings), skipped)
 
-    def _decoded(self) -> Iterator[tuple[str, Int16[np.ndarray, "time"] | None, str]]:
-        """Yields name, samples and why not, in order, decoding a few files ahead in threads."""
-        threads = max(1, self.config.num_threads)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        yield from grain.MapDataset.source(self._files).map(self._decode).to_iter_dataset(options)
-
-    def _decode(self, name: str) -> tuple[str, Int16[np.ndarray, "time"] | None, str]:
+    def _decode(self, name: str) -> Recording | Skipped:
         try:
-            waveform, rate = audio.read(self._root / name, self.config.sample_rate)
+            waveform, rate = audio.read(self._folder / name, self.config.sample_rate)
         except audio.UnusableSoundError as error:
-            return name, None, error.reason
+            return Skipped(name, error.reason)
         if len(waveform) < MIN_SECONDS * rate:
-            return name, None, f"too short ({len(waveform) / rate:.3f} s; {MIN_SECONDS} s or more)"
-        return name, audio.to_pcm(waveform), ""
+            seconds = len(waveform) / rate
+            return Skipped(name, f"too short ({seconds:.3f} s; {MIN_SECONDS} s or more)")
+        return Recording(name, audio.to_pcm(waveform))
 
 
 def find_files(root: epath.Path) -> list[str]:
@@ -136,11 +111,11 @@ def split_by_time(recordings: list[Recording]) -> dict[str, list[Recording]]:
     """Cuts each recording into its first 90 %, the next 5 % and the last 5 %."""
     splits = {split: [] for split in SPLITS}
     for recording in recordings:
-        length = len(recording.pcm)
+        length = len(recording.samples)
         bounds = (0, round((1 - 2 * _HELD_OUT) * length), round((1 - _HELD_OUT) * length), length)
         for split, start, stop in zip(SPLITS, bounds[:-1], bounds[1:], strict=True):
             name = f"{recording.name}[{start}:{stop}]"
-            splits[split].append(Recording(name, recording.pcm[start:stop]))
+            splits[split].append(Recording(name, recording.samples[start:stop]))
     return splits
 
 

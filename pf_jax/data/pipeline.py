@@ -9,10 +9,11 @@ A global batch is the same whatever the number of processes: each takes its own 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import grain
 import numpy as np
+from absl import flags
 
 from pf_jax.data.config import DataConfig
 from pf_jax.data.dataset import Dataset
@@ -25,6 +26,52 @@ Batch = dict[str, np.ndarray]
 _WINDOWS_FOREVER = 2**48
 
 
+class TrainBatches(Iterator[Batch]):
+    """An endless iterator over a process's share of the training batches.
+
+    Its state is the number of the next batch and no more: it fits any number of threads, workers,
+    processes and devices, and putting an iterator there reads none of the batches before.
+    """
+
+    def __init__(self, batches: grain.MapDataset[Batch], config: DataConfig):
+        self._batches = batches
+        self._config = config
+        self._next = 0
+        self._iterator = None
+
+    def __next__(self) -> Batch:
+        """Returns the next batch.
+
+        Raises:
+            UserError: A worker process died.
+        """
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """Returns what a checkpoint keeps of it, as JSON-ready values."""
+        return {"next_batch": self._next}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes on with the batch that would have come when `get_state` was called."""
+        self._next = state["next_batch"]
+        self._iterator = None
+
+    def _start(self) -> Iterator[Batch]:
+        rest = self._batches[self._next :].to_iter_dataset(_read_options(self._config))
+        if self._config.num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain's workers want its flags, in notebooks too.
+            options = grain.MultiprocessingOptions(
+                self._config.num_workers, per_worker_buffer_size=max(1, self._config.prefetch)
+            )
+            rest = rest.mp_prefetch(options)
+        return iter(rest)
+
+
 def train_batches(
     dataset: Dataset,
     config: DataConfig,
@@ -34,35 +81,35 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_local_devices: int = 1,
-) -> grain.DatasetIterator[Batch]:
-    """Returns the training windows, for ever, in a new order each epoch.
+) -> TrainBatches:
+    """Returns the training windows, for ever, in a new order and at new places each epoch.
 
-    The batches depend on `seed` alone, not on the number of threads. An epoch is every window once;
-    a batch may straddle two epochs, so no window is left out.
+    The batches depend on `seed` alone, not on the number of threads, workers or processes. An epoch
+    is every window once, at a random place within its share of its recording (`Windows`); a batch
+    may straddle two epochs, so no window is left out.
 
     Args:
         dataset: An open dataset.
-        config: Says how long a window is, and how many threads read ahead.
+        config: Says how long a window is, and how many threads and workers read ahead.
         batch_size: Windows in a batch over all devices of all processes.
-        seed: Of the order, 0 to 2^32 - 1.
+        seed: Of the order and the places, 0 to 2^32 - 1.
         process_index: Which of the processes this is.
         process_count: How many processes there are; each has `num_local_devices`.
         num_local_devices: Devices of this process.
 
     Returns:
-        An iterator over this process's share of each batch. Its state (`get_state`, `set_state`)
-        goes into a checkpoint with `grain.checkpoint.CheckpointSave`.
+        An iterator over this process's share of each batch. Its state goes into a checkpoint.
 
     Raises:
         UserError: `batch_size` is not a multiple of the number of devices.
     """
-    windows = Windows(dataset.split("train"), config.window)
+    windows = Windows(dataset.split("train"), config)
     rows = _local_rows(batch_size, process_index, process_count, num_local_devices)
-    load = functools.partial(_load, windows, rows, num_local_devices)
+    load = functools.partial(_load_random, windows, seed, rows, num_local_devices)
     # `seed` by itself, before `shuffle`, so that seeds 0 and 1 do not share epochs.
     order = grain.MapDataset.range(len(windows)).seed(seed).shuffle()
-    batches = order.repeat(_WINDOWS_FOREVER // len(windows)).batch(batch_size).map(load)
-    return iter(batches.to_iter_dataset(_read_options(config)))
+    batches = order.repeat(_WINDOWS_FOREVER // len(windows)).batch(batch_size).map_with_index(load)
+    return TrainBatches(batches, config)
 
 
 def eval_batches(
@@ -82,7 +129,7 @@ def eval_batches(
     Args:
         dataset: An open dataset.
         split: "train", "validation" or "test".
-        config: Says how long a window is, and how many threads read ahead.
+        config: Says how long a window is, and how many threads read ahead; workers do not.
         batch_size: Windows in a batch over all devices of all processes.
         process_index: Which of the processes this is.
         process_count: How many processes there are; each has `num_local_devices`.
@@ -95,11 +142,13 @@ def eval_batches(
         UserError: `batch_size` is not a multiple of the number of devices, or there is no such
             split.
     """
-    windows = Windows(dataset.split(split), config.window)
+    windows = Windows(dataset.split(split), config)
     rows = _local_rows(batch_size, process_index, process_count, num_local_devices)
-    load = functools.partial(_load, windows, rows, num_local_devices)
-    starts = grain.MapDataset.range(0, len(windows), batch_size)
-    batches = starts.map(lambda start: load(start + np.arange(batch_size)))
+
+    def load(start: int) -> Batch:
+        return _share(*windows.fixed(start + np.arange(batch_size)[rows]), num_local_devices)
+
+    batches = grain.MapDataset.range(0, len(windows), batch_size).map(load)
     return iter(batches.to_iter_dataset(_read_options(config)))
 
 
@@ -118,11 +167,18 @@ def _local_rows(
     return slice(process_index * share, (process_index + 1) * share)
 
 
-def _load(windows: Windows, rows: slice, num_local_devices: int, indices: np.ndarray) -> Batch:
-    """Reads this process's rows of a global batch of window numbers."""
-    tokens, lengths = windows.batch(indices[rows])
+def _load_random(
+    windows: Windows, seed: int, rows: slice, num_local_devices: int, number: int, order: np.ndarray
+) -> Batch:
+    """Reads this process's rows of a batch, given its number and which windows it has."""
+    uniform = np.random.default_rng((seed, number)).random(len(order))
+    return _share(*windows.random(order[rows], uniform[rows]), num_local_devices)
+
+
+def _share(tokens: np.ndarray, lengths: np.ndarray, num_local_devices: int) -> Batch:
+    """Returns rows as a batch with an axis of devices."""
     return {
-        "tokens": tokens.reshape(num_local_devices, -1, windows.window),
+        "tokens": tokens.reshape(num_local_devices, -1, tokens.shape[-1]),
         "length": lengths.reshape(num_local_devices, -1),
     }
 

@@ -1,50 +1,93 @@
 """Windows of fixed length over recordings: what one example is."""
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float64, Int32, Int64, UInt8
 
+from pf_jax.data.config import DataConfig
 from pf_jax.data.dataset import Recordings
 
 
 class Windows:
-    """The windows of a split: each recording from its start, without overlap, none left out.
+    """The windows of a split, as tokens.
 
-    The last window of a recording may be shorter than the others; it is padded with silence.
+    For evaluation, windows are fixed: each recording from its start, without overlap, none left
+    out. The last one of a recording may be shorter than the others; it is padded.
+
+    For training, a recording has as many windows, and the stretch in which a window can begin is
+    divided evenly between them: each begins at random within its own share. So no place in a
+    recording is preferred, and nothing is padded but recordings shorter than a window.
 
     Attributes:
         recordings: The split.
-        window: Samples in a window.
+        window: Tokens in a window.
     """
 
-    def __init__(self, recordings: Recordings, window: int):
+    def __init__(self, recordings: Recordings, config: DataConfig):
         self.recordings = recordings
-        self.window = window
-        counts = -(-np.array(recordings.lengths, np.int64) // window)
-        self._first = np.concatenate([[0], np.cumsum(counts)])  # Of each recording.
+        self.window = config.window
+        self._format = config.format
+        self._normalization = config.normalization
+        self._counts = -(-np.array(recordings.lengths, np.int64) // self.window)
+        self._first = np.concatenate([[0], np.cumsum(self._counts)])  # Of each recording.
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "window"], int]:
-        """Returns the tokens of a window, and how many of them are real."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        recording = int(np.searchsorted(self._first, index, side="right")) - 1
-        start = (index - int(self._first[recording])) * self.window
-        stop = min(start + self.window, self.recordings.lengths[recording])
-        tokens = np.full(self.window, self.recordings.audio_format.silence, np.uint8)
-        pcm = self.recordings.read(recording, start, stop)
-        tokens[: stop - start] = self.recordings.audio_format.encode_pcm(pcm)
-        return tokens, stop - start
-
-    def batch(
-        self, indices: np.ndarray
+    def fixed(
+        self, indices: Int64[np.ndarray, "batch"]
     ) -> tuple[UInt8[np.ndarray, "batch window"], Int32[np.ndarray, "batch"]]:
-        """Returns windows as one batch; an index past the end gives a row of length 0."""
-        silence = self.recordings.audio_format.silence
-        tokens = np.full((len(indices), self.window), silence, np.uint8)
-        lengths = np.zeros(len(indices), np.int32)
-        for row, index in enumerate(indices):
-            if index < len(self):
-                tokens[row], lengths[row] = self[int(index)]
+        """Returns windows for evaluation as one batch, and how many tokens of each are real.
+
+        An index past the end gives a row of length 0.
+        """
+        recordings = self._recording_of(indices)
+        starts = (indices - self._first[recordings]) * self.window
+        return self._batch(recordings, starts, indices < len(self))
+
+    def random(
+        self, indices: Int64[np.ndarray, "batch"], uniform: Float64[np.ndarray, "batch"]
+    ) -> tuple[UInt8[np.ndarray, "batch window"], Int32[np.ndarray, "batch"]]:
+        """Returns windows for training as one batch, and how many tokens of each are real.
+
+        Args:
+            indices: Of windows, 0 to `len(self) - 1`.
+            uniform: For each where it begins within its share, from 0 to 1.
+        """
+        recordings = self._recording_of(indices)
+        lengths = np.array(self.recordings.lengths, np.int64)[recordings]
+        num_starts = np.maximum(lengths - self.window + 1, 1)
+        number = indices - self._first[recordings]
+        starts = ((number + uniform) * num_starts / self._counts[recordings]).astype(np.int64)
+        return self._batch(recordings, np.minimum(starts, num_starts - 1), indices < len(self))
+
+    def tokens(self, recording: int) -> UInt8[np.ndarray, "time"]:
+        """Returns a whole recording, the fixed windows one after the other."""
+        indices = range(int(self._first[recording]), int(self._first[recording + 1]))
+        starts = [(index - indices[0]) * self.window for index in indices]
+        return np.concatenate([self._read(recording, start) for start in starts])
+
+    def _recording_of(self, indices: np.ndarray) -> np.ndarray:
+        recordings = np.searchsorted(self._first, indices, side="right") - 1
+        return np.minimum(recordings, len(self.recordings) - 1)
+
+    def _batch(
+        self, recordings: np.ndarray, starts: np.ndarray, real: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.full((len(starts), self.window), self._format.padding, np.uint8)
+        lengths = np.zeros(len(starts), np.int32)
+        for row in np.flatnonzero(real):
+            piece = self._read(int(recordings[row]), int(starts[row]))
+            tokens[row, : len(piece)] = piece
+            lengths[row] = len(piece)
         return tokens, lengths
+
+    def _read(self, recording: int, start: int) -> UInt8[np.ndarray, "time"]:
+        """Returns the tokens of one window, as many as are real."""
+        stop = min(start + self.window, self.recordings.lengths[recording])
+        samples = self.recordings.read(recording, start, stop)
+        extent = None
+        if self._normalization == "recording":
+            extent = self.recordings.extents[recording]
+        elif self._normalization == "window":
+            extent = int(samples.min()), int(samples.max())
+        return self._format.encode_stored(samples, extent)

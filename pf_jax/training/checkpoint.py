@@ -4,7 +4,7 @@ A run's directory holds `checkpoints/STEP/` with four items:
 
 * `params`: the moving average of the weights, which is what evaluation and sampling use;
 * `train_state`: step, random key, weights and optimizer, to resume from;
-* `data`: the position in the training data;
+* `data`: JSON with the position in the training data;
 * `meta`: JSON with the format version, the training config (with the model's, and the data's with
   the audio format), and the validation likelihood.
 
@@ -17,7 +17,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, Self
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -26,13 +25,15 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from pf_jax.audio import AudioFormat
+from pf_jax.data import TrainBatches
 from pf_jax.errors import UserError
+from pf_jax.formats import Format
 from pf_jax.poolformer import Poolformer
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.state import TrainState, abstract_model, merge_model, split_model
 from pf_jax.version import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever older code could no longer read, or would misread, a new checkpoint."""
 
 _BITS = "bits_per_sample"
@@ -57,9 +58,20 @@ class CheckpointMeta:
     path: str = ""
 
     @property
+    def format(self) -> Format:
+        """How the model's tokens are sound, text or pictures."""
+        return self.config.data.format
+
+    @property
     def audio_format(self) -> AudioFormat:
-        """What the model's tokens sound like."""
-        return self.config.data.audio_format
+        """What the model's tokens sound like.
+
+        Raises:
+            UserError: It is no model of sound.
+        """
+        if not isinstance(self.format, AudioFormat):
+            raise UserError(f"The model in {self.path} is one of {self.config.data.modality}.")
+        return self.format
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON-ready dictionary, which says the format version too."""
@@ -130,14 +142,14 @@ class Checkpoints:
     def save(
         self,
         state: TrainState,
-        data_iterator: Any,
+        data_iterator: TrainBatches,
         validation_bits_per_sample: float | None = None,
     ) -> None:
         """Copies the state to the host and writes it in the background.
 
         Args:
             state: On the host or one device, without a device axis.
-            data_iterator: The Grain iterator that the next batch would come from.
+            data_iterator: What the next batch would come from.
             validation_bits_per_sample: Of these weights, where it was measured.
         """
         state = jax.device_get(state)
@@ -152,19 +164,19 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.ema_params),
                     train_state=ocp.args.StandardSave(_without_average(state)),
-                    data=grain.checkpoint.CheckpointSave(data_iterator),
+                    data=ocp.args.JsonSave(data_iterator.get_state()),
                     meta=ocp.args.JsonSave(meta.to_dict()),
                 ),
                 metrics={} if bits is None else {_BITS: bits},  # Of None, Orbax would complain.
                 force=True,
             )
 
-    def restore(self, like: TrainState, data_iterator: Any) -> TrainState:
+    def restore(self, like: TrainState, data_iterator: TrainBatches) -> TrainState:
         """The latest state, as NumPy arrays; also puts the iterator where it was.
 
         Args:
             like: A state with the same structure, shapes and types.
-            data_iterator: A Grain iterator over the same data.
+            data_iterator: An iterator over the same data.
 
         Raises:
             UserError: The run was started with another config, or the checkpoint is unreadable.
@@ -185,9 +197,10 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardRestore(like.ema_params),
                     train_state=ocp.args.StandardRestore(_without_average(like)),
-                    data=grain.checkpoint.CheckpointRestore(data_iterator),
+                    data=ocp.args.JsonRestore(),
                 ),
             )
+            data_iterator.set_state(restored.data)
         except Exception as error:
             raise UserError(f"The checkpoint {path} cannot be read: {_brief(error)}") from error
         return TrainState(ema_params=restored.params, **restored.train_state)
@@ -310,7 +323,8 @@ def read_meta(step_path: epath.Path) -> CheckpointMeta:
 # (a longer run decays its learning rate later).
 _FREE_FIELDS = (
     *("num_steps", "log_every", "eval_every", "checkpoint_every", "keep_latest", "keep_best"),
-    *("data.path", "data.data_dir", "data.num_threads", "data.prefetch"),
+    *("data.path", "data.data_dir", "data.manual_dir", "data.verify_checksums"),
+    *("data.num_threads", "data.num_workers", "data.prefetch"),
     *("model.recurrence", "model.remat"),
 )
 

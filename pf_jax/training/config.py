@@ -105,7 +105,7 @@ class TrainConfig:
         )
         if self.model.vocab_size != NUM_LEVELS:
             raise UserError(
-                f"model.vocab_size must be {NUM_LEVELS}, the levels that audio has, got "
+                f"model.vocab_size must be {NUM_LEVELS}, the tokens that all data has, got "
                 f"{self.model.vocab_size}."
             )
 

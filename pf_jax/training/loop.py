@@ -114,15 +114,14 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
 def _introduction(config: TrainConfig, dataset: Dataset, params: Params, resume_step: int) -> str:
     """What a person wants to know before waiting."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
-    rate = dataset.audio_format.sample_rate
     splits = ", ".join(
-        f"{name} {dataset.split(name).num_samples / rate / 60:.1f} min"
+        f"{name} {dataset.format.describe(dataset.split(name).num_samples)}"
         for name in ("train", "validation", "test")
     )
     lines = [
         f"Model: {size:.2f} M parameters, widths {config.model.widths}, "
         f"pool factors {config.model.pool_factors}.",
-        f"Data: {dataset.name}, {rate} Hz, {splits}.",
+        f"Data: {dataset.name}, {splits}.",
         f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}.",
     ]
     skipped = [f"  {file}: {reason}" for file, reason in dataset.skipped]

@@ -6,13 +6,16 @@ import textwrap
 import numpy as np
 import pytest
 
+from pf_jax.audio import mu_law_encode
 from pf_jax.data import DataConfig, builder, catalogue, open_dataset
-from pf_jax.data.builder import SEGMENT, AudioBuilder, Collection, Recording
+from pf_jax.data.builder import SEGMENT, Builder
 from pf_jax.data.dataset import Dataset
+from pf_jax.data.recording import Collection, Recording, Skipped
+from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
 
 
-class Made(AudioBuilder, skip_registration=True):
+class Made(Builder, skip_registration=True):
     """Recordings of given lengths."""
 
     name = "made"
@@ -33,7 +36,7 @@ class Made(AudioBuilder, skip_registration=True):
                 ]
                 for split, lengths in self.lengths.items()
             },
-            skipped=[("bad.wav", "the reason")],
+            skipped=[Skipped("bad.wav", "the reason")],
         )
 
 
@@ -58,7 +61,7 @@ def test_what_is_stored_is_read(tmp_path, monkeypatch, part_records):
     count = Made.made
     reopened.prepare()
     assert Made.made == count, "what is prepared is not prepared again"
-    dataset = Dataset(reopened, config(tmp_path).audio_format)
+    dataset = Dataset(reopened)
     assert dataset.skipped == [("bad.wav", "the reason")]
     for split, recordings in expected.splits.items():
         stored = dataset.split(split)
@@ -67,14 +70,15 @@ def test_what_is_stored_is_read(tmp_path, monkeypatch, part_records):
         assert stored.num_samples == sum(LENGTHS[split])
         rng = np.random.default_rng(1)
         for index, recording in enumerate(recordings):
-            length = len(recording.pcm)
-            np.testing.assert_array_equal(stored.read(index, 0, length), recording.pcm)
-            np.testing.assert_array_equal(
-                stored.tokens(index), dataset.audio_format.encode_pcm(recording.pcm)
-            )
+            length = len(recording.samples)
+            np.testing.assert_array_equal(stored.read(index, 0, length), recording.samples)
+            assert stored.extents[index] == (recording.samples.min(), recording.samples.max())
+            tokens = Windows(stored, config(tmp_path)).tokens(index)
+            expected_tokens = mu_law_encode(recording.samples / 32_768)
+            np.testing.assert_array_equal(tokens, expected_tokens)
             start, stop = np.sort(rng.choice(length + 1, 2, replace=False))
             pcm = stored.read(index, int(start), int(stop))
-            np.testing.assert_array_equal(pcm, recording.pcm[start:stop])
+            np.testing.assert_array_equal(pcm, recording.samples[start:stop])
             with pytest.raises(IndexError):
                 stored.read(index, 0, length + 1)
     with pytest.raises(UserError, match="did you mean validation"):
@@ -110,7 +114,8 @@ def test_a_killed_preparation_is_not_taken_for_a_finished_one(tmp_path):
     dataset = open_dataset(
         DataConfig("demo", window=100, sample_rate=2_000, data_dir=str(tmp_path))
     )
-    assert len(dataset.split("train").tokens(29)) == 48_000
+    assert len(dataset.split("train").read(29, 0, 48_000)) == 48_000
+    assert not list(tmp_path.rglob("incomplete.*")), "what the killed one left is cleared away"
 
 
 def test_no_tensorflow(tmp_path):
@@ -145,25 +150,29 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
         Made(config(tmp_path / "file"), LENGTHS).prepare()
 
 
-def test_two_processes_may_prepare_the_same_data(tmp_path, monkeypatch):
-    other = Made(config(tmp_path), LENGTHS)
-    collect = Made.collect
+def test_processes_that_want_the_same_data_prepare_it_once(tmp_path):
+    script = """
+        import sys
+        from pf_jax.data import DataConfig, demo, open_dataset
 
-    def overtaken(self):
-        monkeypatch.setattr(Made, "collect", collect)
-        other.prepare()
-        return collect(self)
+        def counted(*args):
+            sys.stderr.write("composed\\n")
+            return compose(*args)
 
-    monkeypatch.setattr(Made, "collect", overtaken)
-    late = Made(config(tmp_path), LENGTHS)
-    late.prepare()
-    recordings = Dataset(late, config(tmp_path).audio_format).split("train")
-    assert len(recordings.tokens(4)) == 3 * SEGMENT - 1
+        compose, demo.compose = demo.compose, counted
+        dataset = open_dataset(DataConfig("demo", 100, sample_rate=2_000, data_dir=sys.argv[1]))
+        assert len(dataset.split("train").read(29, 0, 48_000)) == 48_000
+    """
+    processes = [_start(script, tmp_path) for _ in range(3)]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    composed = [error.count("composed") for _, error in outputs]
+    assert sorted(composed) == [0, 0, 36], "the others waited for the one that was first"
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("demos", "did you mean demo"), ("???", "demo, folder"), ("musicnet", "next release")],
+    [("demos", "did you mean demo"), ("???", "beethoven, .*, youtubemix|demo, folder")],
 )
 def test_unknown_datasets(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
@@ -171,12 +180,22 @@ def test_unknown_datasets(tmp_path, name, message):
 
 
 def test_catalogue():
-    assert set(catalogue.DATASETS) == {"demo", "folder"}
+    audio = {"demo", "folder", "musicnet", "sc09", "beethoven", "youtubemix"}
+    modalities = {name: builder.MODALITY for name, builder in catalogue.DATASETS.items()}
+    assert modalities == dict.fromkeys(audio, "audio") | {"enwik8": "text", "cifar10": "image"}
+
+
+def test_a_dataset_of_another_modality(tmp_path):
+    with pytest.raises(UserError, match=r"'enwik8' is text: data.modality must be 'text'"):
+        open_dataset(DataConfig("enwik8", window=100, data_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"window": 0}, {"window": 1.5}, {"sample_rate": 0}, {"quantization": "x"}, {"prefetch": -1}],
+    [
+        *({"window": 0}, {"window": 1.5}, {"sample_rate": 0}, {"quantization": "x"}),
+        *({"prefetch": -1}, {"modality": "smell"}, {"normalization": "max"}, {"num_workers": -1}),
+    ],
 )
 def test_config_refuses_impossible_values(fields):
     with pytest.raises(UserError, match=next(iter(fields))):
@@ -187,6 +206,12 @@ def _fail(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
-def _run(script, *arguments):
+def _start(script, *arguments):
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _run(script, *arguments):
+    process = _start(script, *arguments)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

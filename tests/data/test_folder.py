@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from pf_jax.data import DataConfig, folder, open_dataset
-from pf_jax.data.builder import Recording
+from pf_jax.data.recording import Recording
 from pf_jax.errors import UserError
 
 RATE = 16_000

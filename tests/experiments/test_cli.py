@@ -121,10 +121,11 @@ def test_other_flags_and_flag_files(run, tmp_path):
     assert (status, words, num_things, loudly, config["seed"]) == (0, [], 5, True, 9)
 
 
+NAMES = "beethoven, cifar10, demo, enwik8, folder, musicnet, sc09, youtubemix"
 MISTAKES = [
-    ([], "--config is missing: give demo, folder, musicnet, or a path to a .py file."),
+    ([], f"--config is missing: give {NAMES}, or a path to a .py file."),
     (["--config=demmo"], "There is no config named 'demmo'; did you mean demo? A path to"),
-    (["--config=zzz"], "no config named 'zzz'; known are demo, folder, musicnet."),
+    (["--config=zzz"], f"no config named 'zzz'; known are {NAMES}."),
     (["--config=/no/such.py"], "There is no config file /no/such.py."),
     (["--config"], "--config needs a value: write --config=VALUE."),
     (["config=demo"], "Unexpected argument 'config=demo': flags look like --name=value."),
@@ -251,7 +252,10 @@ def values(path, hint, config):
         "model.mixer": st.just("rglru"),
         "model.recurrence": st.sampled_from(["auto", "sequential", "associative"]),
         "model.dtype": st.sampled_from(["float32", "bfloat16"]),
+        "data.modality": st.just(config.data.modality),
+        "data.window": st.just(config.data.window),  # Of images, it is their size.
         "data.quantization": st.sampled_from(["mu_law", "linear"]),
+        "data.normalization": st.sampled_from(["none", "recording", "window"]),
         "model.vocab_size": st.just(256),
         "data.sample_rate": st.sampled_from([8_000, 16_000, 44_100]),
     }

@@ -293,7 +293,7 @@ def test_mistakes_in_sampling(trained, tmp_path):
             (of(tmp_path / "nowhere"), ["nowhere"]),
             (of(tmp_path / "empty"), ["holds no pf_jax checkpoint"]),
             (of(tmp_path / "file"), ["file"]),
-            (of(newer), ["newer", "format version 2", "Upgrade"]),
+            (of(newer), ["newer", "format version 3", "Upgrade"]),
             (of(damaged), ["damaged"]),
             (of(headless), ["headless", "damaged"]),
             ([*good, "--seconds=0"], ["--seconds must be above 0, got 0"]),

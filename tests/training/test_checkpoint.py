@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import pf_jax
+from pf_jax.audio import AudioFormat
 from pf_jax.data import open_dataset, train_batches
 from pf_jax.errors import UserError
 from pf_jax.training import checkpoint
@@ -56,7 +57,7 @@ def test_the_weights_are_the_average_that_was_saved(finished):
     assert any(different)
     assert meta.step == 12
     assert meta.config == finished.config
-    assert meta.audio_format == finished.config.data.audio_format
+    assert meta.audio_format == meta.format == AudioFormat(1_000, "mu_law")
     assert meta.path == str(finished.workdir / "checkpoints" / "12")
 
 
@@ -200,9 +201,9 @@ DAMAGE = [
     (meta(config__optimiser=3), "Unknown field optimiser; did you mean optimizer?"),
     (meta(config__model__mixer="s9"), "s9"),
     (
-        meta(format_version=2, pf_jax_version="9.9"),
-        r"was made by pf_jax 9\.9, whose checkpoints have format version 2; this is pf_jax \S+, "
-        r"which reads up to 1\. Upgrade pf_jax\.$",
+        meta(format_version=3, pf_jax_version="9.9"),
+        r"was made by pf_jax 9\.9, whose checkpoints have format version 3; this is pf_jax \S+, "
+        r"which reads up to 2\. Upgrade pf_jax\.$",
     ),
 ]
 

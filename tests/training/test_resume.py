@@ -34,7 +34,7 @@ def arrays_of(workdir, step=12):
     directory = workdir / "checkpoints" / str(step)
     read = ocp.StandardCheckpointer().restore
     trees = [read(directory / item) for item in ("params", "train_state")]
-    position = json.loads((directory / "data" / "process_0-of-1.json").read_text())
+    position = json.loads((directory / "data" / "metadata").read_text())
     return trees, position
 
 
@@ -54,7 +54,7 @@ def copy(finished, tmp_path):
 
 
 def test_the_undisturbed_run(finished, metrics_of, tiny_config):
-    windows = Windows(open_dataset(tiny_config.data).split("train"), tiny_config.data.window)
+    windows = Windows(open_dataset(tiny_config.data).split("train"), tiny_config.data)
     steps_an_epoch = len(windows) / tiny_config.batch_size
     assert steps_an_epoch == 7.5  # So that the interruptions below are in the middle of an epoch.
     lines = metrics_of(finished.workdir)
@@ -217,7 +217,7 @@ def test_more_steps_on_more_devices(finished, copy, metrics_of):
     before, after = metrics_of(finished.workdir), metrics_of(copy)
     assert after[: len(before)] == before
     assert [line["step"] for line in after[len(before) :]] == [13, 14, 14]
-    assert arrays_of(copy, 14)[1]["next_index"] == 14
+    assert arrays_of(copy, 14)[1]["next_batch"] == 14
 
 
 CHANGES = [

@@ -1,0 +1,26 @@
+"""The dataset "youtubemix": four hours of solo piano, in pieces of one minute.
+
+From one recording of "The Most Beautiful & Relaxing Piano Pieces", as in DeepSound's SampleRNN, in
+the archive of Goel et al. (SaShiMi, arXiv 2202.09729):
+https://huggingface.co/datasets/krandiash/youtubemix.
+"""
+
+from pf_jax.data.archive import Source
+from pf_jax.data.beethoven import Beethoven
+
+# Its publisher gives no checksum; each file in it has one, and their number is known.
+ARCHIVE = Source(
+    "https://huggingface.co/datasets/krandiash/youtubemix/resolve/main/youtube_mix.zip",
+    "youtube_mix.zip",
+)
+
+
+class YouTubeMix(Beethoven):
+    """Four hours of solo piano: 212 minutes to train on, 14 for validation, 15 for test.
+
+    Divided as `Beethoven` is, minutes for pieces of eight seconds.
+    """
+
+    name = "youtubemix"
+    SOURCE = ARCHIVE
+    PUBLISHED_FILES = 241
