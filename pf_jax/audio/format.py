@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from etils import epath
@@ -92,19 +91,6 @@ class AudioFormat:
             if seconds >= 2 * length:
                 return f"{seconds / length:.1f} {unit}"
         return f"{seconds:.1f} s"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the format as JSON-ready values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "AudioFormat":
-        """Returns the format that `to_dict` described.
-
-        Raises:
-            UserError: A field is missing, unknown or out of range.
-        """
-        return fields.from_dict(cls, values, "audio_format.")
 
 
 @functools.cache

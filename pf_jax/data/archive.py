@@ -5,6 +5,7 @@ harm, and no half-extracted directory is left behind.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import lzma
 import posixpath
@@ -19,6 +20,11 @@ from absl import logging
 from etils import epath
 
 from pf_jax.errors import UserError
+
+_DAMAGE = (
+    *(EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
+    *(tarfile.TarError, zipfile.BadZipFile),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,18 +130,22 @@ def read_members(path: epath.Path, wanted: Callable[[str], bool]) -> Iterator[tu
                 name = _checked_name(path, name)
                 if not _is_litter(name) and wanted(name):
                     yield name, read()
-    except (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+    except _DAMAGE as error:
         raise UserError(
             f"{path} is damaged or cut short ({' '.join(str(error).split())}); "
             "delete it and fetch it again."
         ) from error
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def _tar_members(file: BinaryIO) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    with tarfile.open(fileobj=file, mode="r|*") as tar:
+    with tarfile.open(fileobj=file, mode="r:*") as tar:
         for member in tar:
             if member.isfile():
                 yield member.name, lambda member=member: tar.extractfile(member).read()
+        while tar.fileobj.read(2**20):
+            pass  # To the end, where the checksum of the whole stands.
 
 
 def _zip_members(file: BinaryIO) -> Iterator[tuple[str, Callable[[], bytes]]]:
