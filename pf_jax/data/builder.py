@@ -130,9 +130,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
         self._check_whole()
 
     def open_split(self, split: str) -> Sequence[Mapping[str, np.ndarray]]:
-        """Returns the records of a prepared split, in order, for random access."""
+        """Returns the records of a prepared split, in order, for random access.
+
+        They know nothing of this builder, so they can go to another process.
+        """
         parts = [part for part in self.info.splits if part.startswith(f"{split}_")]
-        return self.as_data_source(split="+".join(sorted(parts)))
+        reader = tfds.builder_from_directory(self._target)
+        return reader.as_data_source(split="+".join(sorted(parts)))
 
     def _prepare_alone(self) -> None:
         """Prepares the data, or fetches it; no other process is doing the same."""

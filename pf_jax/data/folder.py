@@ -12,7 +12,8 @@ from pf_jax.data.config import DataConfig
 from pf_jax.data.recording import Collection, Recording, Skipped, spool
 from pf_jax.errors import UserError
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff")
+UNREADABLE = (".m4a", ".aac", ".mp4", ".wma", ".ape", ".mid", ".midi")  # Named, and left out.
 MIN_SECONDS = 0.1
 MIN_FILES = 10  # With fewer usable files, each file is divided by time.
 _HELD_OUT = 0.05  # The share of validation, and of test.
@@ -21,8 +22,9 @@ _HELD_OUT = 0.05  # The share of validation, and of test.
 class Folder(Builder):
     """The sound files under `config.path`, whatever their rates and channels.
 
-    Files that are not sound, have no samples, have NaN or infinite samples, or last less than
-    `MIN_SECONDS` are left out (`Dataset.skipped` says why). Silent files are kept.
+    Files that are not sound or of another format than `EXTENSIONS`, have no samples, have NaN or
+    infinite samples, or last less than `MIN_SECONDS` are left out (`Dataset.skipped` says why).
+    Silent files are kept.
 
     With `MIN_FILES` usable files or more, whole files are held out: those whose names come first in
     the order of their SHA-256, 5 % for validation and the next 5 % for test, at least one each. So
@@ -69,6 +71,8 @@ class Folder(Builder):
         return Collection(divide(recordings), skipped)
 
     def _decode(self, name: str) -> Recording | Skipped:
+        if name.lower().endswith(UNREADABLE):
+            return Skipped(name, "a format that is not read here; convert it to FLAC or WAV")
         try:
             waveform, rate = audio.read(self._folder / name, self.config.sample_rate)
         except audio.UnusableSoundError as error:
@@ -82,16 +86,22 @@ class Folder(Builder):
 def find_files(root: epath.Path) -> list[str]:
     """Returns the paths of sound files below `root`, relative to it, in a fixed order.
 
-    Extensions count in either case. Names that begin with a dot are passed over, and links to
-    directories are not followed.
+    Extensions count in either case, those of formats that cannot be read too. Names that begin with
+    a dot are passed over, and links to directories are not followed.
     """
     found = []
     for directory, subdirectories, files in root.walk():
         subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
         for file in sorted(files):
-            if not file.startswith(".") and file.lower().endswith(EXTENSIONS):
-                found.append(str((directory / file).relative_to(root)))
+            if not file.startswith(".") and file.lower().endswith(EXTENSIONS + UNREADABLE):
+                found.append(_relative(directory / file, root))
     return found
+
+
+def _relative(path: epath.Path, root: epath.Path) -> str:
+    """The path below a root; in an object store, `walk` leaves out the scheme."""
+    path, root = (str(p).rpartition("://")[2].strip("/") for p in (path, root))
+    return os.path.relpath(path, root)
 
 
 def split_by_file(recordings: list[Recording]) -> dict[str, list[Recording]]:

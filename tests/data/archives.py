@@ -113,10 +113,10 @@ def zipped_piano(
         name: rng.integers(-20_000, 20_000, samples - 7 * (name == names[-1])).astype("<i2")
         for name in names
     }
-    members = [("beethoven/", None), ("beethoven/.DS_Store", b"litter")]
+    folder, _, file = names[0].rpartition("/")
+    members = [(f"{folder}/", None), (f"{folder}/.DS_Store", b"litter")]
     for index in rng.permutation(len(names)):
         members.append((names[index], _pcm_wav(expected[names[index]], 16_000)))
-    folder, _, file = names[0].rpartition("/")
     members.append((f"__MACOSX/{folder}/._{file}", b"litter"))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in edit(members):

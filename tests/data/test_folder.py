@@ -54,18 +54,23 @@ def test_a_folder_with_quirks(tmp_path, monkeypatch):
     write(sounds / ".hidden.wav", 0.5)
     write(sounds / ".cache" / "hidden.wav", 0.5)
     (sounds / "notes.txt").write_text("Passed over without a word.")
+    (sounds / "telephone.M4A").write_text("Named.")
+    write(sounds / "apple.aiff", 0.5)
 
     dataset = open_dataset(config(tmp_path))
     reasons = dict(dataset.skipped)
-    assert set(reasons) == {"empty.wav", "text.wav", "nan.wav", "blip.wav", "broken link.wav"}
+    assert set(reasons) == {
+        *("empty.wav", "text.wav", "nan.wav", "blip.wav", "broken link.wav", "telephone.M4A")
+    }
     assert reasons["empty.wav"] == "the file is empty"
     assert "not a WAV" in reasons["text.wav"]
     assert "NaN" in reasons["nan.wav"]
+    assert "convert it to FLAC or WAV" in reasons["telephone.M4A"]
     assert "too short (0.010 s" in reasons["blip.wav"]
     assert "No such file" in reasons["broken link.wav"]
     found = samples(dataset)
     names = [name for _, name in found]
-    assert len(names) == len(set(names)) == 14, "each usable file is in one split"
+    assert len(names) == len(set(names)) == 15, "each usable file is in one split"
     assert {split for split, _ in found} == {"train", "validation", "test"}
     for (_, name), pcm in found.items():
         tolerance = 0.1 if name.endswith(("mp3", "Ogg")) else 0

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pf_jax.audio import mu_law_encode
-from pf_jax.data import DataConfig, Recordings, eval_batches, train_batches
+from pf_jax.data import DataConfig, Recordings, eval_batches, open_dataset, train_batches
 from pf_jax.data.builder import SEGMENT
 from pf_jax.errors import UserError
 
@@ -182,6 +182,18 @@ def test_threads_and_workers_change_nothing(readers):
     assert_equal(take(one, 40), take(more, 40))
     more.set_state(one.get_state())
     assert_equal(take(one, 5), take(more, 5))
+
+
+def test_workers_read_what_is_on_disk(tmp_path):
+    fields = {"sample_rate": 2_000, "data_dir": str(tmp_path)}
+    dataset = open_dataset(DataConfig("demo", 500, **fields))
+    alone, shared = (
+        train_batches(
+            dataset, DataConfig("demo", 500, num_workers=workers, **fields), batch_size=4, seed=1
+        )
+        for workers in (0, 2)
+    )
+    assert_equal(take(alone, 10), take(shared, 10))
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 2), (4, 1), (2, 4)])
