@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from pf_jax.training.loop import replicate
+from pf_jax.training.hosts import replicate
 from pf_jax.training.state import init_train_state, make_optimizer
 from pf_jax.training.step import DATA_AXIS, train_step
 
@@ -36,16 +36,20 @@ def main(argv: Sequence[str]) -> None:
     batch = {"tokens": tokens.astype(np.uint8), "length": np.full(shape[:2], window)}
     step = jax.pmap(
         functools.partial(
-            train_step, graphdef=graphdef, optimizer=optimizer, ema_decay=config.ema_decay
+            train_step,
+            graphdef=graphdef,
+            optimizer=optimizer,
+            ema_decay=config.ema_decay,
+            accumulation_steps=config.accumulation_steps,
         ),
         axis_name=DATA_AXIS,
         donate_argnums=0,
     )
-    state = replicate(state)
+    state, go_on = replicate(state), np.zeros(devices, bool)
     seconds = []
     for _ in range(1 + _REPEATS.value):
         start = time.perf_counter()
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, go_on)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
     print(

@@ -4,16 +4,22 @@ Examples:
   python -m experiments.train --config=demo --workdir=/tmp/demo
   python -m experiments.train --config=folder --config.data.path=~/music --workdir=~/runs/music
   python -m experiments.train --config=musicnet --workdir=gs://bucket/run --config.batch_size=64
+
+On a TPU slice, under Slurm, Open MPI or Kubernetes the same command on every host trains on all of
+them together. Elsewhere say who they are, on each host:
+  python -m experiments.train ... --coordinator=HOST0:1234 --num_processes=2 --process_id=0
 """
 
 import shlex
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import flags
 
 from experiments import cli
 from pf_jax.training import train
+from pf_jax.training.hosts import join
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -24,14 +30,26 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first of several hosts, where no cluster says so itself."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many hosts train together; 1 for this one alone.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this one is, from 0.", lower_bound=0
+)
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     del argv
     config = _CONFIG.value
-    state = train(config, _WORKDIR.value)
-    if state.step >= config.num_steps:
+    join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    train(config, _WORKDIR.value)
+    if jax.process_index() == 0:
         print(
-            "Trained. To listen to it:\n  python -m experiments.sample "
+            "To sample from it:\n  python -m experiments.sample "
             f"--checkpoint={shlex.quote(_WORKDIR.value)} --output=samples",
             file=sys.stderr,
         )

@@ -30,5 +30,4 @@ def get_config() -> TrainConfig:
         log_every=100,
         eval_every=5_000,
         checkpoint_every=2_500,
-        keep_latest=2,
     )

@@ -6,15 +6,14 @@ A run's directory holds `checkpoints/STEP/` with four items:
 * `train_state`: step, random key, weights and optimizer, to resume from;
 * `data`: JSON with the position in the training data;
 * `meta`: JSON with the format version, the training config (with the model's, and the data's with
-  the audio format), and the validation likelihood.
+  the audio format), the validation likelihoods so far, and checksums of the arrays.
 
-Arrays are saved as those of one device; the number of devices is free to change.
+Arrays are saved as those of one device; the numbers of devices and processes are free to change.
 """
 
-import contextlib
 import dataclasses
-import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -22,15 +21,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from flax import nnx
 
 from pf_jax.audio import AudioFormat
-from pf_jax.data import TrainBatches
 from pf_jax.errors import UserError
 from pf_jax.formats import Format
 from pf_jax.poolformer import Poolformer
 from pf_jax.training.config import TrainConfig
-from pf_jax.training.state import TrainState, abstract_model, merge_model, split_model
+from pf_jax.training.state import Params, TrainState, abstract_model, merge_model, split_model
 from pf_jax.version import __version__
 
 FORMAT_VERSION = 2
@@ -47,15 +45,23 @@ class CheckpointMeta:
         step: The number of training steps behind it.
         config: The config it was trained with.
         data_fingerprint: Of the recordings it was trained on.
-        validation_bits_per_sample: Its likelihood on the validation split, where it was measured.
+        evaluations: By step, the likelihood on the validation split, in bits per sample, that this
+            and earlier checkpoints of the run were measured to have.
+        checksums: Of the arrays, by item; empty for none.
         path: Where it was loaded from; empty before it is saved.
     """
 
     step: int
     config: TrainConfig
     data_fingerprint: str
-    validation_bits_per_sample: float | None = None
+    evaluations: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
     path: str = ""
+
+    @property
+    def validation_bits_per_sample(self) -> float | None:
+        """Its likelihood on the validation split, where it was measured."""
+        return self.evaluations.get(self.step)
 
     @property
     def format(self) -> Format:
@@ -82,6 +88,8 @@ class CheckpointMeta:
             "config": self.config.to_dict(),
             "data_fingerprint": self.data_fingerprint,
             "validation_bits_per_sample": self.validation_bits_per_sample,
+            "evaluations": {str(step): bits for step, bits in self.evaluations.items()},
+            "checksums": dict(self.checksums),
         }
 
     @classmethod
@@ -108,140 +116,14 @@ class CheckpointMeta:
             step=fields["step"],
             config=config,
             data_fingerprint=fields["data_fingerprint"],
-            validation_bits_per_sample=fields["validation_bits_per_sample"],
+            evaluations={int(step): bits for step, bits in fields["evaluations"].items()},
+            checksums=fields["checksums"],
             path=path,
         )
 
 
-class Checkpoints:
-    """The checkpoints of a run that is being trained: saved in the background, pruned by policy."""
-
-    def __init__(self, workdir: epath.Path, config: TrainConfig, data_fingerprint: str):
-        """Opens or makes `workdir/checkpoints`; what a killed run left half-written is removed.
-
-        Raises:
-            UserError: The directory cannot be written.
-        """
-        self._config = config
-        self._data_fingerprint = data_fingerprint
-        self.directory = _absolute(workdir) / "checkpoints"
-        keep = [preservation_policy.LatestN(config.keep_latest), _KeepBest(config.keep_best)]
-        options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics[_BITS],  # Has Orbax keep metrics, no more than that.
-            preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
-        )
-        try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
-        except OSError as error:
-            raise UserError(f"Cannot write {self.directory}: {error.strerror or error}.") from error
-
-    def latest_step(self) -> int | None:
-        """The step of the latest checkpoint; None when there is none."""
-        return self._manager.latest_step()
-
-    def save(
-        self,
-        state: TrainState,
-        data_iterator: TrainBatches,
-        validation_bits_per_sample: float | None = None,
-    ) -> None:
-        """Copies the state to the host and writes it in the background.
-
-        Args:
-            state: On the host or one device, without a device axis.
-            data_iterator: What the next batch would come from.
-            validation_bits_per_sample: Of these weights, where it was measured.
-        """
-        state = jax.device_get(state)
-        step = int(state.step)
-        bits = validation_bits_per_sample
-        if bits is not None and not math.isfinite(bits):
-            bits = None  # A model that diverged is never the best.
-        meta = CheckpointMeta(step, self._config, self._data_fingerprint, bits)
-        with self._telling_what_fails():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.ema_params),
-                    train_state=ocp.args.StandardSave(_without_average(state)),
-                    data=ocp.args.JsonSave(data_iterator.get_state()),
-                    meta=ocp.args.JsonSave(meta.to_dict()),
-                ),
-                metrics={} if bits is None else {_BITS: bits},  # Of None, Orbax would complain.
-                force=True,
-            )
-
-    def restore(self, like: TrainState, data_iterator: TrainBatches) -> TrainState:
-        """The latest state, as NumPy arrays; also puts the iterator where it was.
-
-        Args:
-            like: A state with the same structure, shapes and types.
-            data_iterator: An iterator over the same data.
-
-        Raises:
-            UserError: The run was started with another config, or the checkpoint is unreadable.
-        """
-        step = self._manager.latest_step()
-        path = self.directory / str(step)
-        meta = read_meta(path)
-        _check_same_run(self._config, meta)
-        if meta.data_fingerprint != self._data_fingerprint:
-            raise UserError(
-                f"{path} was trained on other recordings than {self._config.data.name} now has: "
-                "files came, went or changed. Put them back, or give another --workdir."
-            )
-        like = jax.tree.map(_placeholder, like)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(like.ema_params),
-                    train_state=ocp.args.StandardRestore(_without_average(like)),
-                    data=ocp.args.JsonRestore(),
-                ),
-            )
-            data_iterator.set_state(restored.data)
-        except Exception as error:
-            raise UserError(f"The checkpoint {path} cannot be read: {_brief(error)}") from error
-        return TrainState(ema_params=restored.params, **restored.train_state)
-
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
-    def __exit__(self, *exception) -> None:
-        """Waits for what is being written."""
-        if exception[0] is not None:
-            with contextlib.suppress(Exception):  # The user has to hear of what came first.
-                self._manager.close()
-            return
-        with self._telling_what_fails():
-            self._manager.close()
-
-    @contextlib.contextmanager
-    def _telling_what_fails(self) -> Iterator[None]:
-        """Turns what goes wrong in writing, or went wrong in the background, into one line."""
-        try:
-            yield
-        except Exception as error:
-            raise UserError(
-                f"A checkpoint in {self.directory} could not be written ({_brief(error)}); earlier "
-                "ones are whole. Mend this and run the same command again."
-            ) from error
-
-
-class _KeepBest(preservation_policy.PreservationPolicy):
-    """Keeps the checkpoints with the lowest bits per sample, of those that were measured."""
-
-    def __init__(self, number: int):
-        self._number = number
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """Says for each checkpoint whether it is kept."""
-        measured = [c for c in checkpoints if c.metrics]
-        measured.sort(key=lambda c: c.metrics[_BITS])
-        best = {c.step for c in measured[: self._number]}
-        return [c.step in best for c in checkpoints]
+class DamagedCheckpointError(UserError):
+    """A checkpoint that cannot be read."""
 
 
 def load(path: epath.PathLike) -> tuple[Poolformer, CheckpointMeta]:
@@ -259,15 +141,51 @@ def load(path: epath.PathLike) -> tuple[Poolformer, CheckpointMeta]:
             damaged.
     """
     meta = find(path)
+    graphdef, params = load_weights(meta)
+    return merge_model(graphdef, jax.tree.map(jax.numpy.asarray, params)), meta
+
+
+def load_weights(meta: CheckpointMeta) -> tuple[nnx.GraphDef, Params]:
+    """The structure of a checkpoint's model and its averaged weights, as NumPy arrays.
+
+    Raises:
+        DamagedCheckpointError: It cannot be read.
+    """
     graphdef, abstract = split_model(abstract_model(meta.config.model))
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(
-                epath.Path(meta.path) / "params", jax.tree.map(_placeholder, abstract)
+                epath.Path(meta.path) / "params", jax.tree.map(placeholder, abstract)
             )
     except Exception as error:
-        raise UserError(f"The checkpoint {meta.path} is damaged: {_brief(error)}") from error
-    return merge_model(graphdef, jax.tree.map(jax.numpy.asarray, params)), meta
+        raise DamagedCheckpointError(
+            f"The checkpoint {meta.path} is damaged: {brief(error)}."
+        ) from error
+    check_arrays(meta, "params", params)
+    return graphdef, params
+
+
+def warm_start(state: TrainState, config: TrainConfig) -> TrainState:
+    """The state of a new run, with the weights of the checkpoint that its config starts from.
+
+    Raises:
+        UserError: There is no such checkpoint, or its model has another shape.
+    """
+    meta = find(config.init_from)
+    _, params = load_weights(meta)
+    names = [
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (params, state.params)
+    ]
+    if names[0] != names[1]:
+        old, new = meta.config.model.to_dict(), config.model.to_dict()
+        differences = [
+            f"{k} is {old[k]!r} there and {new[k]!r} here" for k in new if old[k] != new[k]
+        ]
+        raise UserError(
+            f"init_from={config.init_from} has a model of another shape: {', '.join(differences)}."
+        )
+    return state._replace(params=params, ema_params=params)
 
 
 def find(path: epath.PathLike) -> CheckpointMeta:
@@ -278,7 +196,7 @@ def find(path: epath.PathLike) -> CheckpointMeta:
     Raises:
         UserError: As `load`.
     """
-    root = _absolute(path)
+    root = absolute(path)
     if not root.exists():
         raise UserError(f"No such checkpoint directory: {path}.")
     if not root.is_dir():
@@ -294,10 +212,9 @@ def find(path: epath.PathLike) -> CheckpointMeta:
             "saved one, or one step inside its checkpoints directory."
         )
     metas = [read_meta(p) for p in sorted(found, key=lambda p: int(p.name))]
-    measured = [m for m in metas if m.validation_bits_per_sample is not None]
-    if measured:
-        return min(measured, key=lambda m: m.validation_bits_per_sample)
-    return metas[-1]
+    # The latest knows of evaluations that were made up for after an earlier one was saved, too.
+    bits = {step: value for meta in metas for step, value in meta.evaluations.items()}
+    return min((m for m in metas if m.step in bits), key=lambda m: bits[m.step], default=metas[-1])
 
 
 def read_meta(step_path: epath.Path) -> CheckpointMeta:
@@ -310,64 +227,53 @@ def read_meta(step_path: epath.Path) -> CheckpointMeta:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             fields = checkpointer.restore(step_path / "meta")
     except Exception as error:
-        raise UserError(
-            f"{step_path} is not a readable pf_jax checkpoint: {_brief(error)}"
+        raise DamagedCheckpointError(
+            f"{step_path} is not a readable pf_jax checkpoint: {brief(error)}."
         ) from error
     try:
         return CheckpointMeta.from_dict(fields, str(step_path))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"The metadata of {step_path} is damaged: {error!r}.") from error
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedCheckpointError(
+            f"The metadata of {step_path} is damaged: {error!r}."
+        ) from error
 
 
-# Fields that may change when a run goes on: they change neither the data nor the meaning of a step
-# (a longer run decays its learning rate later).
-_FREE_FIELDS = (
-    *("num_steps", "log_every", "eval_every", "checkpoint_every", "keep_latest", "keep_best"),
-    *("data.path", "data.data_dir", "data.manual_dir", "data.verify_checksums"),
-    *("data.num_threads", "data.num_workers", "data.prefetch"),
-    *("model.recurrence", "model.remat"),
-)
+def checksum(tree: Any) -> int:
+    """The CRC-32 of all arrays of a tree, in order."""
+    crc = 0
+    for leaf in jax.tree.leaves(tree):
+        crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8), crc)
+    return crc
 
 
-def _check_same_run(config: TrainConfig, meta: CheckpointMeta) -> None:
-    old, new = _flat(meta.config.to_dict()), _flat(config.to_dict())
-    changed = [k for k in new if k not in _FREE_FIELDS and old.get(k) != new[k]]
-    if changed:
-        differences = ", ".join(f"{k} was {old.get(k)!r} and is now {new[k]!r}" for k in changed)
-        raise UserError(
-            f"{meta.path} belongs to a run with another config: {differences}. Give the config it "
-            "was started with, or another --workdir."
+def check_arrays(meta: CheckpointMeta, name: str, tree: Any) -> None:
+    """Compares the arrays of an item with the checksum that was saved with them.
+
+    Raises:
+        DamagedCheckpointError: They are others.
+    """
+    if name in meta.checksums and meta.checksums[name] != checksum(tree):
+        raise DamagedCheckpointError(
+            f"The checkpoint {meta.path} is damaged: the arrays of {name!r} are not those that "
+            "were saved."
         )
 
 
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in fields.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        flat |= {prefix + name: value} if inner is None else inner
-    return flat
-
-
-def _without_average(state: TrainState) -> dict[str, Any]:
-    """All but the averaged weights, which have an item of their own."""
-    fields = state._asdict()
-    del fields["ema_params"]
-    return fields
-
-
-def _placeholder(leaf: Any) -> np.ndarray:
+def placeholder(leaf: Any) -> np.ndarray:
     """A NumPy array of a leaf's shape and type that takes no memory: restores to NumPy."""
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
-def _absolute(path: epath.PathLike) -> epath.Path:
+def absolute(path: epath.PathLike) -> epath.Path:
     """As Orbax wants it; an object store's path is absolute already."""
     path = epath.Path(path)
     return path if "://" in str(path) else path.expanduser().resolve()
 
 
-def _brief(error: Exception) -> str:
-    """The first line of an error, for a message to the user."""
-    lines = str(error).strip().splitlines()
+def brief(error: Exception) -> str:
+    """What an error says, as part of one line for the user; the whole goes to the debug log."""
     logging.debug("%s", error)
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    text = " ".join(str(error).partition(" [tensorstore_spec")[0].split()).rstrip(".")
+    return f"{type(error).__name__}: {text[:300]}"

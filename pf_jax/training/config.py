@@ -9,14 +9,17 @@ from pf_jax.audio.quantization import NUM_LEVELS
 from pf_jax.config import PoolformerConfig
 from pf_jax.data.config import DataConfig
 from pf_jax.errors import UserError
+from pf_jax.training.schedules import SCHEDULES
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay, clipped by global norm.
+    """AdamW with linear warm-up and a schedule after it, clipped by global norm.
 
     Attributes:
         learning_rate: The highest learning rate, reached after warm-up.
+        schedule: What it does then, a name in `pf_jax.training.schedules.SCHEDULES`: "cosine",
+            "linear", "constant", "wsd" (stable, then linear decay) or "inverse_sqrt".
         warmup_steps: Steps over which the learning rate rises from 0.
         final_fraction: The last learning rate as a fraction of the highest.
         weight_decay: Decoupled weight decay of matrices (vectors are left alone).
@@ -26,6 +29,7 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 2e-3
+    schedule: str = "cosine"
     warmup_steps: int = 500
     final_fraction: float = 0.02
     weight_decay: float = 0.02
@@ -50,6 +54,10 @@ class OptimizerConfig:
             b1="[0, 1)",
             b2="[0, 1)",
         )
+        if self.schedule not in SCHEDULES:
+            raise UserError(
+                f"Unknown schedule {self.schedule!r}{fields.did_you_mean(self.schedule, SCHEDULES)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,28 +68,49 @@ class TrainConfig:
         model: The Poolformer.
         data: The dataset and its windows.
         optimizer: The optimizer and its schedule.
+        init_from: A checkpoint (of a model of the same shape) whose weights a new run starts from;
+            empty for random ones.
         batch_size: Windows in a step, over all devices of all hosts.
+        accumulation_steps: Parts that each device takes its share of a batch in, one after the
+            other, to need less memory; the result is that of the whole batch.
         num_steps: Steps of the whole run.
+        max_skipped: Training ends with an error after so many steps in a row whose loss or gradient
+            was not finite. Each of them is skipped: it changes no weight.
+        patience: Training ends early after so many evaluations in a row without a new lowest
+            validation loss; 0 for never.
         ema_decay: Decay of the moving average of the weights, which evaluation and sampling use.
         log_every: Steps between lines in the log.
         eval_every: Steps between evaluations of the whole validation split.
         checkpoint_every: Steps between checkpoints; each evaluation makes one too.
-        keep_latest: How many of the latest checkpoints are kept.
+        sample_every: Steps between samples of the model in TensorBoard; 0 for none.
+        num_samples: How many there are each time.
+        sample_length: Tokens in each; 0 for as many as a window has.
+        keep_latest: How many of the latest checkpoints are kept; of two, one may be damaged.
         keep_best: How many of the checkpoints with the lowest validation loss are kept.
+        profile: The first and the last step that `jax.profiler` records, such as (10, 12), into
+            `profile` in the work directory; empty for none.
         seed: Of the initial weights, dropout and the order of the data.
     """
 
     model: PoolformerConfig
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
+    init_from: str = ""
     batch_size: int = 16
+    accumulation_steps: int = 1
     num_steps: int = 100_000
     ema_decay: float = 0.999
+    max_skipped: int = 10
+    patience: int = 0
     log_every: int = 50
     eval_every: int = 1_000
     checkpoint_every: int = 1_000
-    keep_latest: int = 1
+    sample_every: int = 0
+    num_samples: int = 4
+    sample_length: int = 0
+    keep_latest: int = 2
     keep_best: int = 1
+    profile: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,6 +123,12 @@ class TrainConfig:
         fields.check_intervals(
             self,
             batch_size="[1, inf)",
+            accumulation_steps="[1, inf)",
+            max_skipped="[1, inf)",
+            patience="[0, inf)",
+            sample_every="[0, inf)",
+            num_samples="[1, inf)",
+            sample_length="[0, inf)",
             num_steps="[1, inf)",
             ema_decay="[0, 1)",
             log_every="[1, inf)",
@@ -103,6 +138,12 @@ class TrainConfig:
             keep_best="[0, inf)",
             seed="[0, 4294967295]",  # 32 bits, which is what the shuffling of the data takes.
         )
+        if self.profile and not (
+            len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]
+        ):
+            raise UserError(
+                f"profile must be a first and a last step such as (10, 12), got {self.profile}."
+            )
         if self.model.vocab_size != NUM_LEVELS:
             raise UserError(
                 f"model.vocab_size must be {NUM_LEVELS}, the tokens that all data has, got "

@@ -1,25 +1,27 @@
-"""The log of a run: a progress bar, JSON lines, and TensorBoard events, all of the same numbers."""
+"""The log of a run: a progress bar, JSON lines, and TensorBoard events of the same numbers."""
 
 import contextlib
 import json
 import math
 import os
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Self
 
+import numpy as np
 from etils import epath
-from tensorboardX.proto import event_pb2, summary_pb2
-from tensorboardX.record_writer import masked_crc32c
+from jaxtyping import Int
 from tqdm import tqdm
 
 from pf_jax.errors import UserError
+from pf_jax.formats import Format
+from pf_jax.training import tensorboard
 
 _SECONDS_BETWEEN_LINES = 10.0  # Without a terminal, where every line stays.
 _SECONDS_BETWEEN_UPLOADS = 30.0  # Of a whole file to an object store, which cannot append.
+_MOST_EVENT_BYTES = 2**24  # In one file, which is then closed for another: see uploads.
 
 
 class RunLog:
@@ -27,7 +29,8 @@ class RunLog:
 
     On a terminal there is a progress bar, elsewhere a plain line now and then; all on stderr. In
     the work directory, `metrics.jsonl` has one object a line, `{"step": .., "split": "train" or
-    "validation", ...}`, written before the call returns, and `tensorboard/` has the same numbers.
+    "validation", ...}`, written before the call returns, and `tensorboard/` has the same numbers,
+    and texts and samples besides.
 
     Attributes:
         num_steps: Steps of the whole run.
@@ -54,18 +57,13 @@ class RunLog:
             return
         workdir = epath.Path(workdir).expanduser()
         metrics = workdir / "metrics.jsonl"
-        # The name sorts by time, as TensorBoard reads, and is new even when resumed in one second.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._events_directory = workdir / "tensorboard"
         with _writing(workdir):
-            (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
+            self._events_directory.mkdir(parents=True, exist_ok=True)
             kept = _drop_later_lines(metrics, resume_step)
         self._metrics = _Appender(metrics, kept)
-        self._events = _Appender(workdir / "tensorboard" / name)
-        self._write_event(file_version="brain.Event:2")
-        self._write_event(  # Hides what earlier event files hold of this step and later ones.
-            step=resume_step + 1,
-            session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START),
-        )
+        self._events = self._new_events()
+        self._write_event(tensorboard.start_record(resume_step + 1))
         self._first_step, self._start = resume_step, time.monotonic()
         self._last_line = -math.inf
         self._bar = None
@@ -126,6 +124,37 @@ class RunLog:
         self._record(step, "validation", metrics)
         self.message(", ".join([f"step {step}, validation", *_in_words(metrics)]))
 
+    def samples(self, step: int, tokens: Int[np.ndarray, "samples time"], format: Format) -> None:
+        """Logs what the model makes at a step, to be heard, seen or read in TensorBoard.
+
+        Sounds are there one by one, and in one picture with their mel spectrograms; images are in
+        one picture; texts are there one by one. Drawing takes about a second.
+
+        Args:
+            step: The step.
+            tokens: Samples of one length, at least one.
+            format: What the tokens mean.
+
+        Raises:
+            UserError: The disk is full, or the work directory cannot be written.
+        """
+        if not self.write:
+            return
+        with _writing(self._events_directory):
+            record = tensorboard.samples_record(int(step), tokens, format)
+        self._write_event(record)
+
+    def text(self, tag: str, text: str) -> None:
+        """Logs a text about the run as it starts, to be read in TensorBoard, letter by letter.
+
+        It stands at the step that the run goes on from, 0 for a new one.
+
+        Raises:
+            UserError: The disk is full, or the work directory cannot be written.
+        """
+        if self.write:
+            self._write_event(tensorboard.text_record(self._first_step, tag, text))
+
     def message(self, text: str) -> None:
         """Says something, above the progress bar where there is one."""
         if not self.write:
@@ -158,31 +187,36 @@ class RunLog:
         finite = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
         line = json.dumps({"step": int(step), "split": split, **finite})
         self._metrics.append(line.encode() + b"\n")
-        values = [
-            summary_pb2.Summary.Value(tag=f"{split}/{name}", simple_value=value)
-            for name, value in numbers.items()
-        ]
-        self._write_event(step=int(step), summary=summary_pb2.Summary(value=values))
+        tagged = {f"{split}/{name}": value for name, value in numbers.items()}
+        self._write_event(tensorboard.scalars_record(int(step), tagged))
 
-    def _write_event(self, **event: object) -> None:
-        """Writes a TensorBoard event.
+    def _write_event(self, record: bytes) -> None:
+        """Writes a record, in a new file if need be."""
+        if self._events.size + len(record) > _MOST_EVENT_BYTES:
+            self._events.close()
+            self._events = self._new_events()
+        self._events.append(record)
 
-        tensorboardX's own writer is a thread behind a queue: when the disk is full, the thread dies
-        and the queue blocks the training loop for ever. Written from here, the error arrives.
-        """
-        data = event_pb2.Event(wall_time=time.time(), **event).SerializeToString()
-        size = struct.pack("<Q", len(data))
-        checks = (struct.pack("<I", masked_crc32c(part)) for part in (size, data))
-        self._events.append(size + next(checks) + data + next(checks))
+    def _new_events(self) -> "_Appender":
+        """Opens the next event file."""
+        # The name sorts by time, as TensorBoard reads, and is new even when resumed in one second.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        events = _Appender(self._events_directory / name)
+        events.append(tensorboard.first_record())
+        return events
 
 
 class _Appender:
     """A file that grows: what was appended has left the process when `append` returns.
 
     An object store cannot append. There, the whole file is uploaded again, but not at every line.
+
+    Attributes:
+        size: Bytes in the file, of those written here and `content`.
     """
 
     def __init__(self, path: epath.Path, content: bytes = b""):
+        self.size = len(content)
         self._path = path
         self._file = None
         self._content, self._uploaded = content, time.monotonic()
@@ -192,6 +226,7 @@ class _Appender:
 
     def append(self, data: bytes) -> None:
         """Appends the bytes."""
+        self.size += len(data)
         with _writing(self._path):
             if self._file is not None:
                 self._file.write(data)

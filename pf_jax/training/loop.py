@@ -1,26 +1,36 @@
 """The training of a Poolformer as one story, from a config to checkpoints."""
 
-import contextlib
 import functools
 import itertools
+import json
 import math
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from flax import nnx
+from jaxtyping import Int
 
 from pf_jax.data import Dataset, eval_batches, open_dataset, train_batches
 from pf_jax.errors import UserError
-from pf_jax.training.checkpoint import Checkpoints
+from pf_jax.sampling import generate
+from pf_jax.training import summary
+from pf_jax.training.checkpoint import warm_start
 from pf_jax.training.config import TrainConfig
+from pf_jax.training.hosts import StopRequest, first_replica, first_then_others, replicate
 from pf_jax.training.logging import RunLog
-from pf_jax.training.state import Params, TrainState, init_train_state, make_optimizer
-from pf_jax.training.step import DATA_AXIS, eval_step, train_step
+from pf_jax.training.profiler import Profiler
+from pf_jax.training.saving import Checkpoints
+from pf_jax.training.state import (
+    Params,
+    TrainState,
+    init_train_state,
+    make_optimizer,
+    merge_model,
+)
+from pf_jax.training.step import DATA_AXIS, Batch, eval_step, train_step
+from pf_jax.training.watch import Watch
 
 _NATS_TO_BITS = 1.0 / math.log(2.0)
 _MOST_SKIPPED_SHOWN = 20
@@ -29,9 +39,10 @@ _MOST_SKIPPED_SHOWN = 20
 def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
     """Trains a model, or goes on with the training that `workdir` holds.
 
-    Works on all devices of this host. SIGTERM and
-    Ctrl-C save a checkpoint and return; the same call again goes on to the same end, bit for bit
-    where the device computes repeatably, as CPUs do.
+    Works on all devices of all hosts that were joined (`pf_jax.training.hosts.join`); each host
+    calls this. SIGTERM and Ctrl-C on any of them save a checkpoint and return; the same call again,
+    on any number of devices and hosts, goes on to the same end, bit for bit where the devices are
+    as many and compute repeatably, as CPUs do.
 
     Args:
         config: The experiment.
@@ -41,8 +52,8 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
         The state at the end (or at the interruption), on the host.
 
     Raises:
-        UserError: The config asks for something impossible, its data cannot be had, or `workdir`
-            belongs to another run or cannot be written.
+        UserError: The config asks for something impossible, its data cannot be had, `workdir`
+            belongs to another run or cannot be written, or training has diverged.
     """
     share = {
         "batch_size": config.batch_size,
@@ -50,7 +61,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
         "process_count": jax.process_count(),
         "num_local_devices": jax.local_device_count(),
     }
-    dataset = open_dataset(config.data)
+    dataset = first_then_others(lambda: open_dataset(config.data))
     batches = train_batches(dataset, config.data, seed=config.seed, **share)
     validate = functools.partial(eval_batches, dataset, "validation", config.data, **share)
 
@@ -58,7 +69,11 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
     graphdef, state = init_train_state(config, optimizer)
     step_fn = jax.pmap(
         functools.partial(
-            train_step, graphdef=graphdef, optimizer=optimizer, ema_decay=config.ema_decay
+            train_step,
+            graphdef=graphdef,
+            optimizer=optimizer,
+            ema_decay=config.ema_decay,
+            accumulation_steps=_parts_of_a_share(config),
         ),
         axis_name=DATA_AXIS,
         donate_argnums=0,
@@ -67,153 +82,151 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
 
     with (
         Checkpoints(workdir, config, dataset.fingerprint) as checkpoints,
-        _stop_signals() as stop_requested,
+        StopRequest() as stop_request,
     ):
-        resume_step = checkpoints.latest_step() or 0
-        if resume_step:
-            state = checkpoints.restore(state, batches)
-        introduction = _introduction(config, dataset, state.params, resume_step)
+        state = checkpoints.restore(state, batches)
+        resume_step = int(state.step)
+        if config.init_from and not resume_step:
+            state = warm_start(state, config)
         state = replicate(state)
-        with RunLog(
-            workdir,
-            num_steps=config.num_steps,
-            resume_step=resume_step,
-            write=jax.process_index() == 0,
-        ) as log:
-            log.message(introduction)
-            speed = _Speed(config.batch_size * config.data.window)
-            previous_metrics = None
+        with (
+            RunLog(
+                workdir,
+                num_steps=config.num_steps,
+                resume_step=resume_step,
+                write=jax.process_index() == 0,
+            ) as log,
+            Profiler(config.profile, workdir) as profiler,
+        ):
+            log.message(_introduction(config, dataset, resume_step))
+            if not resume_step:
+                log.text("config", json.dumps(config.to_dict(), indent=2))
+                log.text("model", summary.model_table(config.model, config.data))
+            watch = Watch(config, schedule, checkpoints, log)
+
+            def evaluate(step: int) -> bool:
+                """Says whether it came to its end; a request to stop is heard meanwhile."""
+                bits = _evaluate(eval_fn, state.ema_params, validate(), stop_request)
+                if bits is not None:
+                    checkpoints.note_evaluation(step, bits)
+                    log.evaluation(step, {"bits_per_sample": bits})
+                    watch.restart(step)
+                return bits is not None
+
+            # An evaluation in which the run was stopped is made up for.
+            was_due = resume_step % config.eval_every == 0 or resume_step == config.num_steps
+            if resume_step and was_due and resume_step not in checkpoints.evaluations:
+                evaluate(resume_step)
+
             for step in range(resume_step + 1, config.num_steps + 1):
-                state, metrics = step_fn(state, next(batches))
-                # Prepare one step ahead of the devices and no more: a signal is heard at once.
-                jax.block_until_ready(previous_metrics)
-                previous_metrics = metrics
-                log.advance(step)
+                if watch.out_of_patience():
+                    log.message(f"No better for {config.patience} evaluations: training ends.")
+                    break
+                profiler.before(step)
+                batch = next(batches)
+                state, metrics = step_fn(state, batch, stop_request.flags())
+                # Looks at the step before, while this one runs: devices do not wait for the host.
+                stop = watch.look_at_last()
+                watch.next(step, batch, metrics)
+                profiler.after(step, metrics)
 
                 last = step == config.num_steps
-                stop = stop_requested()
-                evaluate = last or step % config.eval_every == 0
-                save = evaluate or stop or step % config.checkpoint_every == 0
-                if save or step % config.log_every == 0:
-                    _check_finite(metrics)
-                if last or step % config.log_every == 0:
-                    log.train(step, _to_log(metrics, schedule(step - 1)) | speed.at(step))
-                bits = None
-                if evaluate:
-                    bits = _evaluate(eval_fn, state.ema_params, validate())
-                    log.evaluation(step, {"bits_per_sample": bits})
-                    speed.restart(step)
-                if save or (stop := stop_requested()):
-                    checkpoints.save(_first_replica(state), batches, bits)
+                stop |= stop_request.is_certain() or checkpoints.asked_to_stop(step)
+                is_time_to_draw = config.sample_every and step % config.sample_every == 0
+                is_evaluated = last or step % config.eval_every == 0
+                if is_evaluated or stop or step % config.checkpoint_every == 0:
+                    stop |= watch.look_at_last()
+                    if is_evaluated and not stop:
+                        stop = not evaluate(step)
+                    checkpoints.save(first_replica(state), batches)
+                if is_time_to_draw and not stop and jax.process_index() == 0:
+                    log.samples(
+                        step,
+                        _draw(config, graphdef, first_replica(state.ema_params), step),
+                        dataset.format,
+                    )
+                    watch.restart(step)
                 if stop and not last:
                     log.message(f"Stopped after step {step}; the same command goes on from there.")
                     break
-    return _first_replica(state)
+            watch.look_at_last()
+            log.message(_conclusion(state, checkpoints))
+    return first_replica(state)
 
 
-def _introduction(config: TrainConfig, dataset: Dataset, params: Params, resume_step: int) -> str:
+def _introduction(config: TrainConfig, dataset: Dataset, resume_step: int) -> str:
     """What a person wants to know before waiting."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
     splits = ", ".join(
         f"{name} {dataset.format.describe(dataset.split(name).num_samples)}"
         for name in ("train", "validation", "test")
     )
     lines = [
-        f"Model: {size:.2f} M parameters, widths {config.model.widths}, "
-        f"pool factors {config.model.pool_factors}.",
+        summary.model_table(config.model, config.data),
         f"Data: {dataset.name}, {splits}.",
-        f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}.",
+        f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}"
+        + (f" of {jax.process_count()} processes." if jax.process_count() > 1 else "."),
     ]
     skipped = [f"  {file}: {reason}" for file, reason in dataset.skipped]
     if skipped:
         lines += [f"Left out {len(skipped)} files:", *skipped[:_MOST_SKIPPED_SHOWN]]
         if len(skipped) > _MOST_SKIPPED_SHOWN:
-            lines.append(f"  and {len(skipped) - _MOST_SKIPPED_SHOWN} more")
+            lines.append(
+                f"  and {len(skipped) - _MOST_SKIPPED_SHOWN} more: see experiments.inspect"
+            )
     if resume_step:
         lines.append(f"Goes on from the checkpoint of step {resume_step}.")
+    elif config.init_from:
+        lines.append(f"Starts from the weights of {config.init_from}.")
     return "\n".join(lines)
 
 
-def _check_finite(metrics: dict[str, jax.Array]) -> None:
-    """Keeps weights that are lost out of the log and the checkpoints."""
-    loss = float(_first_replica(metrics["loss"]))
-    if not math.isfinite(loss):
+def _conclusion(state: TrainState, checkpoints: Checkpoints) -> str:
+    """What came out of it."""
+    step, skipped = (int(first_replica(x)) for x in (state.step, state.skipped))
+    lines = [f"Step {step}" + (f", {skipped} of them skipped" if skipped else "")]
+    if evaluations := checkpoints.evaluations:
+        best = min(evaluations, key=evaluations.get)
+        lines.append(f"best validation {evaluations[best]:.4f} bits/sample, at step {best}")
+    return f"{'; '.join(lines)}. Checkpoints: {checkpoints.directory}."
+
+
+def _parts_of_a_share(config: TrainConfig) -> int:
+    """Checks that each device's share of a batch can be taken in parts, and gives their number."""
+    share, parts = config.batch_size // jax.device_count(), config.accumulation_steps
+    if share % parts:
         raise UserError(
-            f"The loss is {loss}: training has diverged. The checkpoints are from before; train "
-            "anew in another --workdir with a lower optimizer.learning_rate."
+            f"accumulation_steps={parts} does not divide the {share} windows of a device "
+            f"(batch_size={config.batch_size} on {jax.device_count()} devices)."
         )
+    return parts
 
 
-def _to_log(metrics: dict[str, jax.Array], learning_rate: Any) -> dict[str, float]:
-    metrics = {name: float(value) for name, value in _first_replica(metrics).items()}
-    bits = metrics["loss"] * _NATS_TO_BITS
-    return metrics | {"bits_per_sample": bits, "learning_rate": float(learning_rate)}
-
-
-def _evaluate(eval_fn: Callable, params: Params, batches: Iterator[dict[str, np.ndarray]]) -> float:
-    """Bits per sample over all batches."""
+def _evaluate(
+    eval_fn: Callable, params: Params, batches: Iterator[Batch], stop_request: StopRequest
+) -> float | None:
+    """Bits per sample over all batches; None if a process was asked to stop meanwhile."""
     nats, count, previous = 0.0, 0, None
     for batch in itertools.chain(batches, [None]):
         # One batch ahead of the devices, as in training.
-        sums = None if batch is None else eval_fn(params, batch)
+        sums = None if batch is None else eval_fn(params, batch, stop_request.flags())
         if previous is not None:
-            batch_nats, batch_count = _first_replica(previous)
+            batch_nats, batch_count, stop = first_replica(previous)
             nats += float(batch_nats)
             count += int(batch_count)
+            if stop or stop_request.is_certain():
+                return None
         previous = sums
     return nats / count * _NATS_TO_BITS
 
 
-def replicate(state: TrainState) -> TrainState:
-    """One copy a local device, with a leading device axis, as `pmap` wants it."""
-    devices = np.arange(jax.local_device_count())
-    # Over the axis of the step, or the step would be compiled again for its own output.
-    return jax.pmap(lambda _, state: state, axis_name=DATA_AXIS, in_axes=(0, None))(devices, state)
-
-
-def _first_replica(tree: Any) -> Any:
-    """Of values that all devices agree on, those of this host's first, as NumPy arrays."""
-    local = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
-    return jax.tree.map(lambda x: x[0], jax.device_get(local))
-
-
-class _Speed:
-    """Samples per second between readings; compilation, before the first, is left out."""
-
-    def __init__(self, samples_per_step: int):
-        self._samples_per_step = samples_per_step
-        self._last = None
-
-    def restart(self, step: int) -> None:
-        """Starts to count anew."""
-        self._last = (step, time.monotonic())
-
-    def at(self, step: int) -> dict[str, float]:
-        """The speed as a metric, and a new start; empty at the first reading."""
-        last = self._last
-        self.restart(step)
-        if last is None or last[0] == step:
-            return {}
-        seconds = self._last[1] - last[1]
-        return {"samples_per_second": (step - last[0]) * self._samples_per_step / seconds}
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and Ctrl-C into a request for the loop; a second Ctrl-C interrupts at once."""
-    received = []
-
-    def receive(number, frame):
-        if number == signal.SIGINT and received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # Only the main thread may handle signals.
-        return
-    old = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def _draw(
+    config: TrainConfig, graphdef: nnx.GraphDef, params: Params, step: int
+) -> Int[np.ndarray, "samples time"]:
+    """Samples of the model as it is; the same random numbers whenever it is this step."""
+    tokens, _ = generate(
+        merge_model(graphdef, params),
+        jax.random.fold_in(jax.random.key(config.seed), step),
+        num_samples=config.num_samples,
+        num_steps=config.sample_length or config.data.window,
+    )
+    return tokens

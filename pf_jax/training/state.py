@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 from pf_jax.config import PoolformerConfig
 from pf_jax.poolformer import Poolformer
 from pf_jax.training.config import TrainConfig
+from pf_jax.training.schedules import make_schedule
 
 Params = Any
 """The weights of a model: the pytree that `split_model` returns."""
@@ -21,7 +22,9 @@ class TrainState(NamedTuple):
     """The state of a training run after `step` steps.
 
     Attributes:
-        step: The number of steps taken.
+        step: The number of steps taken, those that were skipped included.
+        skipped: The number of steps that were skipped, since their loss or gradient was not finite.
+        skipped_in_a_row: Of these, those since the last step that was not skipped.
         key: The random key of the run, as raw bits; each step folds its number in.
         params: The weights.
         ema_params: Their exponential moving average, which evaluation and sampling use.
@@ -29,6 +32,8 @@ class TrainState(NamedTuple):
     """
 
     step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
     key: UInt32[Array, "2"]
     params: Params
     ema_params: Params
@@ -65,6 +70,8 @@ def init_train_state(
         _, params = split_model(Poolformer(config.model, rngs=nnx.Rngs(model_key)))
         return TrainState(
             step=jnp.array(0),
+            skipped=jnp.array(0),
+            skipped_in_a_row=jnp.array(0),
             key=jax.random.key_data(run_key),
             params=params,
             ema_params=params,
@@ -82,12 +89,12 @@ def make_optimizer(config: TrainConfig) -> tuple[optax.GradientTransformation, o
     recurrence and the start vector are left alone. Warm-up takes at most half of a short run.
     """
     c = config.optimizer
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=c.learning_rate,
-        warmup_steps=min(c.warmup_steps, config.num_steps // 2),
-        decay_steps=config.num_steps,
-        end_value=c.final_fraction * c.learning_rate,
+    schedule = make_schedule(
+        c.schedule,
+        peak=c.learning_rate,
+        warmup_steps=c.warmup_steps,
+        num_steps=config.num_steps,
+        final_fraction=c.final_fraction,
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(c.clip_norm),

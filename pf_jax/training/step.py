@@ -3,13 +3,15 @@
 `jax.pmap(train_step, axis_name=DATA_AXIS)` runs it over all devices of all hosts.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from pf_jax.poolformer import Poolformer
 from pf_jax.training.state import Params, TrainState, merge_model
@@ -37,45 +39,99 @@ def negative_log_likelihood(
 def train_step(
     state: TrainState,
     batch: Batch,
+    stop: Bool[Array, ""],
     *,
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
+    accumulation_steps: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step on one device's share of the batch; all devices end with the same state.
 
     The loss is the mean over the real positions of the whole batch, wherever they are. Sums are
-    exchanged, never means, so that the number of devices changes nothing but rounding (and the
-    masks of dropout, where there is any).
+    exchanged, never means, so that neither the number of devices nor that of parts changes anything
+    but rounding (and the masks of dropout, where there is any).
+
+    A step whose loss or gradient is not finite is skipped: it counts, and changes nothing else.
+
+    Args:
+        state: The state before the step.
+        batch: This device's share of the batch.
+        stop: Whether this process was asked to stop.
+        graphdef: The structure of the model.
+        optimizer: The optimizer.
+        ema_decay: Decay of the moving average of the weights.
+        accumulation_steps: Parts that the share is taken in, one after the other.
 
     Returns:
         The state after the step, and metrics: `loss` (nats per sample) and `gradient_norm`, both
-        before the update.
+        before the update; the counts of the state; and `stop`, whether any process was asked to.
     """
-    dropout_key = jax.random.fold_in(state.step_key(), jax.lax.axis_index(DATA_AXIS))
+    key = jax.random.fold_in(state.step_key(), jax.lax.axis_index(DATA_AXIS))
 
-    def loss(params: Params):
+    def loss(params: Params, part: Batch, part_key: PRNGKeyArray):
         model = merge_model(graphdef, params)
-        return negative_log_likelihood(model, **batch, dropout_key=dropout_key)
+        return negative_log_likelihood(model, **part, dropout_key=part_key)
 
-    (nats, count), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-    nats, count, gradients = jax.lax.psum((nats, count, gradients), DATA_AXIS)
+    sums = _in_parts(
+        jax.value_and_grad(loss, has_aux=True), state.params, batch, key, accumulation_steps
+    )
+    # All that devices have to say to each other in a step is said here.
+    (nats, count), gradients, stop = jax.lax.psum((*sums, stop.astype(jnp.int32)), DATA_AXIS)
     count = jnp.maximum(count, 1)
     gradients = jax.tree.map(lambda g: g / count, gradients)
+    metrics = {"loss": nats / count, "gradient_norm": optax.tree.norm(gradients)}
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
 
     updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     # Early on the average forgets faster, so that it is not held back by the initial weights.
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
-    metrics = {"loss": nats / count, "gradient_norm": optax.tree.norm(gradients)}
-    state = TrainState(state.step + 1, state.key, params, ema_params, opt_state)
-    return state, metrics
+    params, ema_params, opt_state = jax.tree.map(
+        functools.partial(jnp.where, finite),
+        (params, ema_params, opt_state),
+        (state.params, state.ema_params, state.optimizer),
+    )
+    state = TrainState(
+        step=state.step + 1,
+        skipped=state.skipped + ~finite,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        key=state.key,
+        params=params,
+        ema_params=ema_params,
+        optimizer=opt_state,
+    )
+    counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+    return state, metrics | counts | {"stop": stop}
+
+
+def _in_parts(
+    value_and_grad: Callable, params: Params, batch: Batch, key: PRNGKeyArray, num_parts: int
+) -> tuple[Any, Params]:
+    """The sums of a loss and its gradients over a batch, which is taken in some equal parts."""
+    if num_parts == 1:
+        return value_and_grad(params, batch, key)
+    parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), batch)
+
+    def add(sums, numbered_part):
+        number, part = numbered_part
+        more = value_and_grad(params, part, jax.random.fold_in(key, number))
+        return jax.tree.map(jnp.add, sums, more), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(value_and_grad, params, first, key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, (jnp.arange(num_parts), parts))[0]
 
 
 def eval_step(
-    params: Params, batch: Batch, *, graphdef: nnx.GraphDef
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The negative log-likelihood of the whole batch in nats, and its number of real positions."""
+    params: Params, batch: Batch, stop: Bool[Array, ""], *, graphdef: nnx.GraphDef
+) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
+    """The negative log-likelihood of the whole batch in nats, and its number of real positions.
+
+    The third is whether any process was asked to stop.
+    """
     model = merge_model(graphdef, params)
-    return jax.lax.psum(negative_log_likelihood(model, **batch), DATA_AXIS)
+    sums = negative_log_likelihood(model, **batch)
+    return jax.lax.psum((*sums, stop.astype(jnp.int32)), DATA_AXIS)

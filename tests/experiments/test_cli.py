@@ -18,6 +18,7 @@ from experiments import cli
 from pf_jax import fields
 from pf_jax.errors import UserError
 from pf_jax.training.config import TrainConfig
+from pf_jax.training.schedules import SCHEDULES
 
 _CONFIG = cli.define_config()
 _NUM_THINGS = flags.DEFINE_integer("num_things", 8, "How many things.", lower_bound=1)
@@ -257,6 +258,8 @@ def values(path, hint, config):
         "data.quantization": st.sampled_from(["mu_law", "linear"]),
         "data.normalization": st.sampled_from(["none", "recording", "window"]),
         "model.vocab_size": st.just(256),
+        "optimizer.schedule": st.sampled_from(sorted(SCHEDULES)),
+        "profile": st.just(()) | st.tuples(st.integers(1, 9), st.integers(9, 20)),
         "data.sample_rate": st.sampled_from([8_000, 16_000, 44_100]),
     }
     by_type = {

@@ -19,7 +19,7 @@ from pf_jax.audio import AudioFormat
 from pf_jax.data import open_dataset, train_batches
 from pf_jax.errors import UserError
 from pf_jax.training import checkpoint
-from pf_jax.training.checkpoint import Checkpoints
+from pf_jax.training.saving import Checkpoints
 from pf_jax.training.state import split_model
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -89,10 +89,10 @@ def test_the_best_is_taken_or_else_the_latest(finished, copy, metrics_of):
     assert meta.validation_bits_per_sample == min(measured.values()) == measured[meta.step]
 
     steps = copy / "checkpoints"
-    edit_meta(steps / "9", validation_bits_per_sample=0.5)  # Neither the first nor the last.
+    edit_meta(steps / "12", evaluations={"9": 0.5, "12": 0.6})  # Neither the first nor the last.
     assert checkpoint.find(copy).step == 9
     for step in steps.iterdir():
-        edit_meta(step, validation_bits_per_sample=None)
+        edit_meta(step, evaluations={})
     assert checkpoint.find(copy).step == 12  # By number; as text, "9" would be later.
 
 
@@ -108,7 +108,9 @@ def save(finished, tmp_path):
         for step, bits in bits_of_steps.items():  # Each as a run that goes on.
             state = finished.state._replace(step=np.array(step))
             with Checkpoints(tmp_path, config, "") as checkpoints:
-                checkpoints.save(state, batches, bits)
+                if bits is not None:
+                    checkpoints.note_evaluation(step, bits)
+                checkpoints.save(state, batches)
         return {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
 
     return save
@@ -220,7 +222,7 @@ def test_damage_is_one_clear_line(copy, damage, message):
 
 
 def test_paths_of_object_stores_are_left_alone():
-    assert str(checkpoint._absolute("gs://bucket/run")) == "gs://bucket/run"
+    assert str(checkpoint.absolute("gs://bucket/run")) == "gs://bucket/run"
 
 
 def test_what_is_no_checkpoint(tmp_path):

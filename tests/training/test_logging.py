@@ -7,12 +7,18 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 from etils import epath
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
+from pf_jax.audio import AudioFormat
 from pf_jax.errors import UserError
-from pf_jax.training import logging
+from pf_jax.formats import ImageFormat, TextFormat
+from pf_jax.training import logging, tensorboard
 from pf_jax.training.logging import RunLog
 
 
@@ -27,7 +33,11 @@ def lines(workdir):
 
 def events(path):
     """The events of a file, each checked as TensorBoard checks it."""
-    data, found = path.read_bytes(), []
+    return parsed(path.read_bytes())
+
+
+def parsed(data):
+    found = []
     while data:
         (size,) = struct.unpack("<Q", data[:8])
         assert struct.unpack("<I", data[8:12]) == (masked_crc32c(data[:8]),)
@@ -40,6 +50,23 @@ def events(path):
 
 def event_files(workdir):
     return sorted((workdir / "tensorboard").iterdir())
+
+
+def shown(workdir):
+    """What TensorBoard shows: values by tag and step."""
+    found = [event for path in event_files(workdir) for event in events(path)]
+    return {(value.tag, event.step): value for event in found for value in event.summary.value}
+
+
+def text_of(value):
+    """The text in a value, found as TensorBoard's Markdown finds what is in a fence."""
+    assert value.metadata.plugin_data.plugin_name == "text"
+    assert value.tensor.dtype == 7  # DT_STRING
+    assert not value.tensor.tensor_shape.dim  # An array would become a table.
+    (text,) = value.tensor.string_val
+    fenced = re.match(r"(?ms)^(?P<fence>~{3,})\n(?P<code>.*?)(?<=\n)(?P=fence)[ ]*$", text.decode())
+    assert fenced.end() == len(text.decode())
+    return fenced["code"].removesuffix("\n")
 
 
 def test_writes_the_same_numbers_as_json_lines_and_events(tmp_path):
@@ -115,6 +142,8 @@ def test_other_processes_write_nothing(tmp_path, capsys):
     with RunLog(tmp_path / "run", num_steps=10, resume_step=0, write=False) as log:
         log.train(1, {"loss": 1.0})
         log.evaluation(1, {"loss": 1.0})
+        log.samples(1, np.zeros((1, 3), np.uint8), TextFormat())
+        log.text("config", "{}")
         log.message("hello")
         log.advance(2)
     assert not (tmp_path / "run").exists()
@@ -201,3 +230,110 @@ def test_an_object_store_gets_whole_files(tmp_path, monkeypatch):
         log.train(5, {"loss": 1.0})
     assert [line["step"] for line in lines(tmp_path)] == [1, 3, 4, 5]
     assert len(events(event_files(tmp_path)[0])) == 5
+
+
+@pytest.mark.parametrize("quantization", ["mu_law", "linear"])
+def test_sounds_are_logged_as_sound_and_spectrograms(tmp_path, quantization):
+    format = AudioFormat(11_025, quantization)
+    tokens = np.random.default_rng(0).integers(0, 256, (3, 2_000), np.int32)
+    with RunLog(tmp_path, num_steps=9) as log:
+        log.samples(7, tokens, format)
+    values = shown(tmp_path)
+    spectrograms = values.pop(("samples/spectrograms", 7))
+    assert [tag for tag, _ in values] == ["samples/000", "samples/001", "samples/002"]
+    for row, value in zip(tokens, values.values(), strict=True):
+        audio = value.audio
+        assert audio.content_type == "audio/wav"
+        assert (audio.sample_rate, audio.num_channels, audio.length_frames) == (11_025, 1, 2_000)
+        with soundfile.SoundFile(io.BytesIO(audio.encoded_audio_string)) as wav:
+            assert (wav.format, wav.subtype, wav.channels) == ("WAV", "PCM_16", 1)
+            assert wav.samplerate == 11_025
+            np.testing.assert_allclose(wav.read(), format.decode(row), atol=2**-15)
+    check_picture(spectrograms.image)
+    assert lines(tmp_path) == []
+
+
+def test_images_are_logged_as_one_picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
+    with RunLog(tmp_path, num_steps=9) as log:
+        log.samples(7, pixels.reshape(10, -1), ImageFormat(4))
+    ((tag, value),) = shown(tmp_path).items()
+    assert tag == ("samples/images", 7)
+    picture = check_picture(value.image)
+    assert picture.shape == (2 * 16 + 2, 8 * 16 + 7 * 2, 3)
+    np.testing.assert_array_equal(picture[2:16:4, 2:16:4], pixels[0])
+    np.testing.assert_array_equal(picture[20::4, 20:34:4], pixels[9])
+
+
+def check_picture(image):
+    """The pixels of an image, which is what it says that it is."""
+    pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+    assert pixels.shape == (image.height, image.width, image.colorspace)
+    assert pixels.std() > 10
+    return pixels
+
+
+def test_text_is_logged_as_text(tmp_path):
+    tokens = np.stack(
+        [np.frombuffer(text, np.uint8) for text in (b"''A'' \n& b", b"\xff\0\x1b~~~~\ncd")]
+    )
+    with RunLog(tmp_path, num_steps=9) as log:
+        log.samples(7, tokens, TextFormat())
+    values = shown(tmp_path)
+    assert text_of(values.pop(("samples/000", 7))) == "''A'' \n& b"
+    assert text_of(values.pop(("samples/001", 7))) == "�␀␛~~~~\ncd"
+    assert not values
+
+
+@example("~~~")
+@example("a\n~~~~\n")
+@given(st.text(st.sampled_from("~\n` <&") | st.characters(exclude_categories=["Cc", "Cs"])))
+def test_no_text_ends_its_own_fence(text):
+    (event,) = parsed(tensorboard.text_record(3, "tag", text))
+    (value,) = event.summary.value
+    assert (event.step, value.tag, text_of(value)) == (3, "tag", text)
+
+
+def test_texts_about_the_run_stand_where_it_starts(tmp_path):
+    for step in (0, 5):
+        with RunLog(tmp_path, num_steps=9, resume_step=step) as log:
+            log.text("config", json.dumps({"step": step}))
+    values = shown(tmp_path)
+    assert {key: text_of(value) for key, value in values.items()} == {
+        ("config", 0): '{"step": 0}',
+        ("config", 5): '{"step": 5}',
+    }
+
+
+def test_a_long_log_goes_on_in_another_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging, "_MOST_EVENT_BYTES", 300)
+    with RunLog(tmp_path, num_steps=99) as log:
+        for step in range(1, 21):
+            log.train(step, {"loss": float(step)})
+        log.text("long", "x" * 1000)
+    files = event_files(tmp_path)
+    assert all(events(path)[0].file_version == "brain.Event:2" for path in files)
+    assert all(path.stat().st_size <= 300 for path in files[:-1])
+    assert len(files) > 3
+    steps = [e.step for path in files for e in events(path) if e.HasField("summary")]
+    assert steps == [*range(1, 21), 0]  # In the order of the files.
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("samples", (1, np.zeros((1, 3), np.uint8), TextFormat())), ("text", ("config", "{}"))],
+)
+def test_a_full_disk_while_logging_more_than_numbers(tmp_path, method, arguments):
+    log = RunLog(tmp_path, num_steps=2)
+    log._events = logging._Appender(epath.Path("/dev/full"))
+    with pytest.raises(UserError, match=r"Cannot write /dev/full: No space left on device\."), log:
+        getattr(log, method)(*arguments)
+
+
+def test_no_room_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard.tempfile, "tempdir", str(tmp_path / "missing"))
+    with (
+        pytest.raises(UserError, match=rf"Cannot write {tmp_path}/missing/.*: No such file"),
+        RunLog(tmp_path, num_steps=2) as log,
+    ):
+        log.samples(1, np.zeros((1, 3), np.uint8), AudioFormat(16_000))

@@ -17,7 +17,7 @@ import pytest
 
 from pf_jax.config import PoolformerConfig
 from pf_jax.data import DataConfig
-from pf_jax.training import OptimizerConfig, TrainConfig, loop
+from pf_jax.training import OptimizerConfig, TrainConfig, hosts
 from pf_jax.training.state import (
     abstract_model,
     init_train_state,
@@ -43,6 +43,10 @@ STEPS = 4
 def global_batch(step):
     tokens = np.random.default_rng(step).integers(0, 256, (16, 24)).astype(np.uint8)
     return {"tokens": tokens, "length": np.roll(LENGTHS, 2 * step)}
+
+
+def go_on():
+    return np.zeros(jax.local_device_count(), bool)
 
 
 def shared_out(batch):
@@ -77,9 +81,9 @@ def named(tree):
 
 def train_some(step, state):
     """The state after some steps and the metrics of each, on the host; replicas must agree."""
-    state, metrics = loop.replicate(state), []
+    state, metrics = hosts.replicate(state), []
     for number in range(STEPS):
-        state, m = step(state, shared_out(global_batch(number)))
+        state, m = step(state, shared_out(global_batch(number)), go_on())
         metrics.append(m)
     results = jax.device_get((state, metrics))
     for leaf in jax.tree.leaves(results):
@@ -136,7 +140,7 @@ def test_loss_and_gradient_are_those_of_the_mean_over_real_positions():
     nats = -np.take_along_axis(log_p, batch["tokens"][..., None].astype(int), axis=-1)[..., 0]
     real = [nats[row, : batch["length"][row]] for row in range(16)]
 
-    _, metrics = step(loop.replicate(state), shared_out(batch))
+    _, metrics = step(hosts.replicate(state), shared_out(batch), go_on())
     np.testing.assert_allclose(metrics["loss"][0], np.mean(np.concatenate(real)), rtol=1e-5)
 
     def mean_loss(params):
@@ -149,7 +153,7 @@ def test_loss_and_gradient_are_those_of_the_mean_over_real_positions():
     np.testing.assert_allclose(metrics["gradient_norm"][0], norm, rtol=1e-4)
 
     evaluate = jax.pmap(functools.partial(eval_step, graphdef=graphdef), axis_name=DATA_AXIS)
-    total, count = evaluate(loop.replicate(state.params), shared_out(batch))
+    total, count, _ = evaluate(hosts.replicate(state.params), shared_out(batch), go_on())
     assert count[0] == sum(map(len, real))
     np.testing.assert_allclose(total[0], np.sum(np.concatenate(real)), rtol=1e-5)
 
@@ -160,7 +164,9 @@ def test_padding_changes_nothing():
     is_padding = np.arange(24) >= batch["length"][:, None]
     other = batch | {"tokens": np.where(is_padding, batch["tokens"] ^ 77, batch["tokens"])}
     assert (other["tokens"] != batch["tokens"]).sum() == is_padding.sum() > 0
-    results = [jax.device_get(step(loop.replicate(state), shared_out(b))) for b in (batch, other)]
+    results = [
+        jax.device_get(step(hosts.replicate(state), shared_out(b), go_on())) for b in (batch, other)
+    ]
     for (name, a), (_, b) in zip(named(results[0]), named(results[1]), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=str(name))
 
@@ -168,17 +174,17 @@ def test_padding_changes_nothing():
 def test_a_batch_of_padding_alone_gives_finite_numbers():
     step, _, state = make_step()
     batch = global_batch(0) | {"length": np.zeros(16, np.int32)}
-    state, metrics = jax.device_get(step(loop.replicate(state), shared_out(batch)))
+    state, metrics = jax.device_get(step(hosts.replicate(state), shared_out(batch), go_on()))
     assert metrics["loss"][0] == metrics["gradient_norm"][0] == 0.0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
 def test_the_average_follows_the_weights():
     step, _, state = make_step()
-    state = loop.replicate(state)
+    state = hosts.replicate(state)
     for number in range(STEPS):
         old = jax.device_get(state.ema_params)
-        state, _ = step(state, shared_out(global_batch(number)))
+        state, _ = step(state, shared_out(global_batch(number)), go_on())
         decay = np.float32(min(CONFIG.ema_decay, (1 + number) / (10 + number)))
         for (name, before), (_, after), (_, weights) in zip(
             named(old), named(state.ema_params), named(state.params), strict=True
@@ -189,19 +195,19 @@ def test_the_average_follows_the_weights():
 
 def test_the_state_is_donated():
     step, _, state = make_step()
-    state = loop.replicate(state)
+    state = hosts.replicate(state)
     for number in range(2):
-        before, (state, _) = state, step(state, shared_out(global_batch(number)))
+        before, (state, _) = state, step(state, shared_out(global_batch(number)), go_on())
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
 
 
 def test_a_copy_on_the_host_outlives_the_state():
     step, _, state = make_step()
-    state = loop.replicate(state)
-    host = loop._first_replica(state)  # As for a checkpoint, written while training goes on.
+    state = hosts.replicate(state)
+    host = hosts.first_replica(state)  # As for a checkpoint, written while training goes on.
     copy = jax.tree.map(np.array, host)
     for _ in range(3):
-        state, _ = step(state, shared_out(global_batch(0)))
+        state, _ = step(state, shared_out(global_batch(0)), go_on())
     jax.block_until_ready(state)
     jax.tree.map(np.testing.assert_array_equal, host, copy)
 

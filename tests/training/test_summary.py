@@ -1,0 +1,203 @@
+"""The model table and utilization against real models, hand counts and XLA's own counting."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pf_jax import PoolformerConfig
+from pf_jax.data.config import DataConfig
+from pf_jax.layers import MIXERS, RGLRU, RGLRUState
+from pf_jax.training import summary
+from pf_jax.training.state import abstract_model, merge_model, split_model
+
+THREE_LEVELS = PoolformerConfig(
+    widths=(128, 192, 256), depths=(1, (0, 1), 1), pool_factors=(2, 3), num_heads=4
+)
+AUDIO = DataConfig(name="demo", window=4096, sample_rate=16_000)
+
+
+def xla_flops(config: PoolformerConfig, *, backward: bool = False) -> float:
+    """FLOPs a sample of the compiled program, every operation counted. Nothing is run."""
+    graphdef, params = split_model(abstract_model(config))
+
+    def forward(params, tokens):
+        return merge_model(graphdef, params)(tokens).sum()
+
+    shape = (2, 192)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    f = jax.grad(forward) if backward else forward
+    return jax.jit(f).lower(params, tokens).compile().cost_analysis()["flops"] / np.prod(shape)
+
+
+def dense(inputs: int, outputs: int) -> np.ndarray:
+    """Parameters and multiply-adds of a linear map with a bias."""
+    return np.array([inputs * outputs + outputs, inputs * outputs])
+
+
+def block(width: int, heads: int, taps: int, hidden: int) -> np.ndarray:
+    """Parameters and multiply-adds of a ResBlock, from the paper's description."""
+    gate = np.array([width * width // heads + width, width * width // heads])
+    convolution = np.array([taps * width + width, taps * width])
+    norms_and_decay = np.array([3 * width, 0])
+    mixing = 3 * dense(width, width) + 2 * gate + convolution
+    return mixing + 2 * dense(width, hidden) + dense(hidden, width) + norms_and_decay
+
+
+def test_counts_by_hand():
+    config = dataclasses.replace(THREE_LEVELS, mlp_expansion=1.5, conv_width=5)
+    outside, *levels = summary.level_costs(config)
+
+    expect = dense(256, 128) + dense(128, 256) + [2 * 128, 0]
+    assert (outside.parameters, outside.multiply_adds) == tuple(expect)
+    expect = [
+        2 * block(128, 4, 5, 192),
+        block(192, 4, 5, 288) + dense(2 * 128, 192) + dense(192, 2 * 128),
+        block(256, 4, 5, 384) + dense(3 * 192, 256) + dense(256, 3 * 192),
+    ]
+    for level, every, (parameters, multiply_adds) in zip(levels, (1, 2, 6), expect, strict=True):
+        assert level.every == every
+        assert level.parameters == parameters
+        assert level.multiply_adds == pytest.approx(multiply_adds / every)
+    assert [level.blocks for level in levels] == [(1, 1), (0, 1), (1, 0)]
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    data=st.data(), levels=st.integers(1, 3), embedding=st.sampled_from(["sinusoidal", "learned"])
+)
+def test_parameters_are_those_of_the_model(data, levels, embedding):
+    def lists(values, n):
+        return tuple(data.draw(st.lists(values, min_size=n, max_size=n)))
+
+    depth = st.integers(0, 1)
+    config = PoolformerConfig(
+        widths=lists(st.sampled_from([2, 4, 6]), levels),
+        depths=(*lists(depth | st.tuples(depth, depth), levels - 1), data.draw(depth)),
+        pool_factors=lists(st.integers(2, 3), levels - 1),
+        embedding=embedding,
+        num_heads=2,
+    )
+    _, params = split_model(abstract_model(config))
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert sum(cost.parameters for cost in summary.level_costs(config)) == total
+    assert f" {total:,}  100.0 %" in summary.model_table(config)
+
+
+@pytest.mark.parametrize("change", [{}, {"embedding": "learned", "num_heads": 2, "conv_width": 9}])
+def test_forward_flops_are_those_of_the_compiled_program(change):
+    config = dataclasses.replace(THREE_LEVELS, **change)
+    ratio = xla_flops(config) / (summary.flops_per_sample(config) / 3.0)
+    # The rest are norms, activations and the recurrence.
+    assert 1.0 < ratio < 1.05
+
+
+def test_backward_flops_are_about_two_forward_passes():
+    ratio = xla_flops(THREE_LEVELS, backward=True) / summary.flops_per_sample(THREE_LEVELS)
+    assert 0.95 < ratio < 1.1
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_the_share_of_a_level_is_what_its_blocks_add(level):
+    depths = list(map(THREE_LEVELS.depth, range(3)))
+    depths[level] = (depths[level][0] + 2, depths[level][1])
+    depths[2] = depths[2][0]
+    deeper = dataclasses.replace(THREE_LEVELS, depths=tuple(depths))
+    old, new = (summary.level_costs(config)[1 + level] for config in (THREE_LEVELS, deeper))
+    added = 2.0 * (new.multiply_adds - old.multiply_adds)
+    assert 1.0 < (xla_flops(deeper) - xla_flops(THREE_LEVELS)) / added < 1.05
+
+
+def test_memory_is_that_of_a_fresh_layer():
+    width = 20_000
+    layer = RGLRU(width, width, dtype="float32", recurrence="auto", rngs=nnx.Rngs(0))
+    # From a state of ones and without input, one step leaves the decay.
+    state = RGLRUState(jnp.ones((1, width)), jnp.array(True))
+    decay, _ = layer.step(jnp.zeros((1, width)), state)
+    memory = 1.0 / (1.0 - np.asarray(decay, np.float64))
+    for cost in summary.level_costs(THREE_LEVELS)[1:]:
+        shortest, longest = np.array(cost.memory) / cost.every
+        assert shortest == pytest.approx(memory.min(), rel=1e-2)
+        assert longest == pytest.approx(memory.max(), rel=1e-2)
+        assert shortest <= memory.min() * (1.0 + 1e-4)
+        assert longest >= memory.max() * (1.0 - 1e-2)
+
+
+def test_table():
+    config = PoolformerConfig(widths=(64, 128, 256), depths=(4, (0, 2), 4), pool_factors=(16, 16))
+    assert summary.model_table(config, AUDIO).splitlines() == TABLE
+
+
+def test_table_of_other_data_gives_no_time():
+    for data in (None, DataConfig(name="enwik8", window=64, modality="text")):
+        table = summary.model_table(THREE_LEVELS, data)
+        assert "2.9 to 250 samples" in table
+        assert not re.search(r"\d m?s\b", table)
+
+
+def test_without_an_rglru_there_is_no_memory(monkeypatch):
+    class Mean(nnx.Module):
+        def __init__(self, width, config, *, rngs):
+            del config
+            self.map = nnx.Linear(width, width, rngs=rngs)
+
+    monkeypatch.setitem(MIXERS, "mean", Mean)
+    config = dataclasses.replace(THREE_LEVELS, mixer="mean")
+    assert all(cost.memory is None for cost in summary.level_costs(config))
+    lines = summary.model_table(config, AUDIO).splitlines()
+    assert all(line.endswith(" -") for line in lines[1:5])
+    empty = dataclasses.replace(THREE_LEVELS, depths=(1, 0, 1))
+    assert [cost.memory is None for cost in summary.level_costs(empty)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expect"), [(2.857, "2.9"), (9.96, "10"), (250.4, "250"), (32_049, "32,000")]
+)
+def test_two_digits(text, expect):
+    assert summary._two_digits(text) == expect
+
+
+def test_times_and_units():
+    assert summary._describe_time(0.00018) == "0.18 ms"
+    assert summary._describe_time(0.9999) == "1 s"
+    assert summary._describe_time(32_049 / 16_000) == "2 s"
+    assert summary._si(999_900.0) == "1 M"
+    assert summary._si(12.0) == "12 "
+
+
+def test_peak_flops():
+    assert summary.peak_flops("NVIDIA H100 80GB HBM3") == pytest.approx(989e12, rel=1e-3)
+    assert summary.peak_flops("TPU v3") == 61.5e12  # A device is one of the two cores of a chip.
+    assert summary.peak_flops("TPU v5") == summary.peak_flops("TPU v5p") == 459e12
+    assert summary.peak_flops("TPU v5 lite") == 197e12
+    for unknown in ("cpu", "TPU v99", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"):
+        assert summary.peak_flops(unknown) is None
+
+
+def test_model_flops_utilization():
+    config = THREE_LEVELS
+    speed = 0.4 * 8 * 275e12 / summary.flops_per_sample(config)
+    assert summary.model_flops_utilization(speed, config, 8, "TPU v4") == pytest.approx(0.4)
+    assert summary.model_flops_utilization(speed, config, 8, "cpu") is None
+
+
+TABLE = """\
+level            every  width  blocks  parameters  compute  memory at initialisation
+embedding, head      1     64       -      25,024    6.5 %  -
+0                    1     64   4 + 4     312,320   80.6 %  2.9 to 250 samples, 0.18 ms to 16 ms
+1                   16    128   0 + 2     571,008    9.3 %  47 to 4,000 samples, 2.9 ms to 250 ms
+2                  256    256   4 + 0   3,494,144    3.6 %  740 to 64,000 samples, 47 ms to 4 s
+total                              14   4,402,496  100.0 %
+The pools between two levels count with the deeper one. Training takes 2.27 MFLOPs a sample.
+""".splitlines()
