@@ -23,6 +23,7 @@ from pf_jax.data.config import DataConfig
 from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
 from pf_jax.formats import ImageFormat
+from pf_jax.paths import checked_path
 
 _CONFIG = cli.define_config()
 _OUTPUT = flags.DEFINE_string("output", "inspection", "The directory that files are written to.")
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     del argv
     config = _CONFIG.value
-    output = epath.Path(_OUTPUT.value).expanduser()
+    output = checked_path(_OUTPUT.value, "--output")
     try:
         output.mkdir(parents=True, exist_ok=True)  # Before the work, not after it.
     except OSError as error:

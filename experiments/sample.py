@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 import jax
 from absl import flags
-from etils import epath
 from tqdm import tqdm
 
 from experiments import cli
 from pf_jax import generate, load
 from pf_jax.audio import AudioFormat
 from pf_jax.errors import UserError
+from pf_jax.paths import checked_path
 from pf_jax.sampling import check_arguments
 from pf_jax.training.checkpoint import CheckpointMeta
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     )
     model, meta = load(_CHECKPOINT.value)
     num_steps = _length(meta)
-    output = epath.Path(_OUTPUT.value).expanduser()
+    output = checked_path(_OUTPUT.value, "--output")
     try:
         output.mkdir(parents=True, exist_ok=True)  # Before the work, not after it.
     except OSError as error:

@@ -1,6 +1,6 @@
 """Piano sonatas in pieces of eight seconds, each of which is a window.
 
-Needs: beethoven.zip (downloaded by itself) and one GPU or TPU.
+Needs: beethoven.zip (its publisher asks for a login) and one GPU or TPU.
 Takes: each ResBlock is computed again in the backward pass, so that a batch fits.
 """
 

@@ -1,6 +1,6 @@
 """Four hours of solo piano, eight seconds at a time.
 
-Needs: youtube_mix.zip (downloaded by itself) and one GPU or TPU.
+Needs: youtube_mix.zip (its publisher asks for a login) and one GPU or TPU.
 Takes: each ResBlock is computed again in the backward pass, so that a batch fits.
 """
 

@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import hashlib
 import lzma
+import os
 import posixpath
 import tarfile
 import zipfile
@@ -36,18 +37,22 @@ class Source:
         filename: What it is called here.
         size: In bytes, where it is known.
         checksum: As "md5:..." or "sha256:...", where it is known.
+        aliases: Other names under which people have it.
+        note: What its publisher asks for before it can be downloaded.
     """
 
     url: str
     filename: str
     size: int | None = None
     checksum: str | None = None
+    aliases: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def amount(self) -> str:
-        """The size for people, in parentheses, with a space before; empty where it is unknown."""
+        """The size for people, in parentheses, with a space before."""
         if self.size is None:
-            return ""
+            return " (of unknown size)"
         for unit, scale in (("GB", 1e9), ("MB", 1e6)):
             if self.size >= scale:
                 return f" ({self.size / scale:.1f} {unit})"
@@ -71,8 +76,8 @@ def obtain(
     Raises:
         UserError: The file is not to be had, or is another one than expected.
     """
-    for place in [*places, downloads]:
-        path = place / source.filename
+    names = [source.filename, *source.aliases]
+    for path in (place / name for place in [*places, downloads] for name in names):
         if path.exists():
             if verify:
                 _verify(source, path)
@@ -80,8 +85,10 @@ def obtain(
     where = places[0] if places else downloads
     advice = (
         f"Fetch {source.filename}{source.amount} from {source.url} by other means and put it into "
-        f"{where}."
+        f"{where}. {source.note}".rstrip()
     )
+    if others := _names_in(where):
+        logging.warning("%s has no %s, but %s.", where, source.filename, others)
     logging.warning(
         "Downloading %s%s to %s", source.url, source.amount, downloads / source.filename
     )
@@ -93,7 +100,7 @@ def obtain(
             known_hash=None,
             fname=source.filename,
             path=str(downloads),
-            downloader=pooch.HTTPDownloader(progressbar=True),
+            downloader=pooch.HTTPDownloader(progressbar=True, headers=_credentials(source)),
         )
     except (OSError, ValueError) as error:  # All of requests' errors are OSErrors.
         reason = " ".join(str(error).split())
@@ -105,6 +112,20 @@ def obtain(
             (downloads / source.filename).unlink()  # It is of no use to the next attempt.
             raise
     return downloads / source.filename
+
+
+def _names_in(place: epath.Path) -> str:
+    """Some names of files in a directory; empty if there is none."""
+    names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    return ", ".join(names[:8]) + (" and more" if len(names) > 8 else "")
+
+
+def _credentials(source: Source) -> dict[str, str]:
+    """What tells Hugging Face who has agreed to its conditions; `HF_TOKEN` is its own name."""
+    token = os.environ.get("HF_TOKEN")
+    if not token or not source.url.startswith("https://huggingface.co/"):
+        return {}
+    return {"Authorization": f"Bearer {token}"}
 
 
 def read_members(path: epath.Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:

@@ -15,6 +15,9 @@ from pf_jax.errors import UserError
 ARCHIVE = Source(
     "https://huggingface.co/datasets/krandiash/beethoven/resolve/main/beethoven.zip",
     "beethoven.zip",
+    note="Its publisher asks you to log in and to agree to share your contact, at "
+    "https://huggingface.co/datasets/krandiash/beethoven; then it is downloaded by itself when the "
+    "environment variable HF_TOKEN is your token.",
 )
 
 

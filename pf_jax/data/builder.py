@@ -23,11 +23,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
+from google.protobuf.json_format import ParseError
 
 from pf_jax.data.archive import Source, obtain
 from pf_jax.data.config import DataConfig
 from pf_jax.data.recording import Collection, Recording
 from pf_jax.errors import UserError
+from pf_jax.paths import checked_path, is_remote
 
 SEGMENT = 16_384  # Samples in one record; all but a recording's last segment are full.
 SPLITS = ("train", "validation", "test")
@@ -73,13 +75,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
                 f"{self.MODALITY!r}, got {config.modality!r}."
             )
         self.config = config
-        place = epath.Path(config.data_dir or tfds.core.constants.DATA_DIR).expanduser()
-        self._root = _cache_of(place) if _is_remote(place) else place
+        place = checked_path(config.data_dir or tfds.core.constants.DATA_DIR, "data.data_dir")
+        self._place = place
+        self._root = _cache_of(place) if is_remote(place) else place
         if variant is None:
             variant = f"{config.sample_rate}hz" if self.MODALITY == "audio" else self.MODALITY
         super().__init__(data_dir=self._root / "pf_jax" / variant, file_format="array_record")
         relative = epath.Path(self.data_dir).relative_to(self._root)
-        self._remote = place / relative if _is_remote(place) else None
+        self._remote = place / relative if is_remote(place) else None
         self._target = epath.Path(self.data_dir)
 
     @abc.abstractmethod
@@ -97,9 +100,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
             UserError: It is not to be had, or is not what its publisher offers.
         """
         downloads = self._root / "downloads"
-        places = [downloads / "manual"]  # As TFDS has it.
+        places = [self._place / "downloads" / "manual"]  # As TFDS has it.
         if self.config.manual_dir:
-            manual = epath.Path(self.config.manual_dir).expanduser()
+            manual = checked_path(self.config.manual_dir, "data.manual_dir")
             if not manual.is_dir():
                 raise UserError(f"data.manual_dir={self.config.manual_dir} is not a directory.")
             places = [manual, *places]
@@ -120,14 +123,17 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
                 self._target.parent.mkdir(parents=True, exist_ok=True)
                 with filelock.FileLock(self._target.parent / f".{self._target.name}.lock"):
                     self._prepare_alone()
-            self.info.read_from_directory(self._target)
-        except (OSError, RuntimeError) as error:  # Of a full disk, ArrayRecord says the latter.
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "writ" not in str(error):
+                raise  # It is not ArrayRecord that could not write, as it says of a full disk.
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise UserError(
                 f"Cannot write prepared data to {self._target} ({reason}); "
                 "set data.data_dir to a directory that has room and can be written to."
             ) from error
         self._check_whole()
+        if self._remote and not (self._remote / _MARKER).exists():
+            self._upload()
 
     def open_split(self, split: str) -> Sequence[Mapping[str, np.ndarray]]:
         """Returns the records of a prepared split, in order, for random access.
@@ -136,7 +142,26 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
         """
         parts = [part for part in self.info.splits if part.startswith(f"{split}_")]
         reader = tfds.builder_from_directory(self._target)
-        return reader.as_data_source(split="+".join(sorted(parts)))
+        with self._telling_of_damage():
+            records = reader.as_data_source(split="+".join(sorted(parts)))
+            _ = records[0], records[len(records) - 1]  # Files that were cut short are noticed now.
+        return records
+
+    @property
+    def directory(self) -> str:
+        """Where the prepared data is read from."""
+        return str(self._target)
+
+    @contextlib.contextmanager
+    def _telling_of_damage(self) -> Iterator[None]:
+        """Turns what reading damaged data raises into one line for the user."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, KeyError, IndexError, ParseError) as error:
+            raise UserError(
+                f"The prepared data in {self._target} is damaged; delete that directory, and it is "
+                f"prepared anew ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+            ) from error
 
     def _prepare_alone(self) -> None:
         """Prepares the data, or fetches it; no other process is doing the same."""
@@ -153,14 +178,25 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
         logging.info("Preparing the dataset %s in %s", self.name, self._target)
         with _quiet():
             self.download_and_prepare(file_format="array_record")
-        if self._remote:
+
+    def _upload(self) -> None:
+        """Copies what was prepared here to the object store, or what an earlier run left to do."""
+        try:
             _copy(self._target, self._remote)
+        except Exception as error:  # Each store's library has errors of its own.
+            raise UserError(
+                f"Cannot copy prepared data to {self._remote} ({' '.join(str(error).split())}); "
+                "mend that and run the same command again: it goes on from there."
+            ) from error
 
     def _check_whole(self) -> None:
-        """Notices a copy of which somebody has deleted a part."""
-        files = [file for part in self.info.splits.values() for file in part.filepaths]
-        if not files or not all(epath.Path(file).exists() for file in files):
-            raise UserError(f"The prepared data in {self._target} is not whole; delete it.")
+        """Notices a copy of which somebody has deleted or damaged a part."""
+        with self._telling_of_damage():
+            self.info.read_from_directory(self._target)
+            files = [file for part in self.info.splits.values() for file in part.filepaths]
+            missing = [str(file) for file in files if not epath.Path(file).exists()]
+            if missing or not files or "recordings" not in self.info.metadata:
+                raise ValueError(f"missing are {missing or 'the table of recordings'}")
 
     def _info(self) -> tfds.core.DatasetInfo:
         dtype = np.int16 if self.MODALITY == "audio" else np.uint8
@@ -232,10 +268,6 @@ def _table(recordings: Sequence[Recording]) -> dict[str, list]:
         "high": [int(recording.samples.max()) for recording in recordings],
         "labels": {name: [r.labels[name] for r in recordings] for name in sorted(labels)},
     }
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in str(path)
 
 
 def _cache_of(place: epath.Path) -> epath.Path:

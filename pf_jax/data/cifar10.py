@@ -8,6 +8,7 @@ import numpy as np
 
 from pf_jax.data.archive import Source, read_members
 from pf_jax.data.builder import Builder
+from pf_jax.data.config import DataConfig
 from pf_jax.data.recording import Collection, Recording
 from pf_jax.errors import UserError
 
@@ -34,6 +35,19 @@ class Cifar10(Builder):
 
     name = "cifar10"
     MODALITY = "image"
+
+    def __init__(self, config: DataConfig):
+        """Opens the place of the dataset.
+
+        Raises:
+            UserError: A window is not one picture.
+        """
+        super().__init__(config)
+        if config.window != _BYTES:
+            raise UserError(
+                f"A window of cifar10 is one picture: data.window must be {_BYTES}, got "
+                f"{config.window}."
+            )
 
     def collect(self) -> Collection:
         """Reads the six files of records: a label, then the red plane, the green and the blue."""

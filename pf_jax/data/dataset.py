@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,25 @@ class Recordings:
         labels: By name, what the source says of each recording as a whole.
     """
 
-    def __init__(self, table: Mapping[str, Any], records: Sequence[Mapping[str, np.ndarray]]):
+    def __init__(
+        self,
+        table: Mapping[str, Any],
+        records: Sequence[Mapping[str, np.ndarray]],
+        place: str = "memory",
+    ):
+        """Opens recordings.
+
+        Args:
+            table: What is known of each, by columns.
+            records: Their segments, in order.
+            place: Where they are kept, for errors.
+        """
         self.names = tuple(table["name"])
         self.lengths = tuple(table["length"])
         self.extents = tuple(zip(table["low"], table["high"], strict=True))
         self.labels = {name: tuple(values) for name, values in table["labels"].items()}
         self._records = records
+        self._place = place
         self._first_record = np.cumsum([0, *(-(-length // SEGMENT) for length in self.lengths)])
 
     def __len__(self) -> int:
@@ -45,12 +58,13 @@ class Recordings:
 
         Raises:
             IndexError: There is no such recording, or it has no such samples.
+            UserError: The prepared data is damaged.
         """
-        if not 0 <= start < stop <= self.lengths[index]:
-            raise IndexError(f"samples {start} to {stop} of {self.lengths[index]}")
+        if not (0 <= index < len(self) and 0 <= start < stop <= self.lengths[index]):
+            raise IndexError(f"samples {start} to {stop} of recording {index} of {len(self)}")
         first, last = start // SEGMENT, (stop - 1) // SEGMENT
         at = int(self._first_record[index])
-        pieces = [self._records[at + segment]["samples"] for segment in range(first, last + 1)]
+        pieces = self._fields("samples", range(at + first, at + last + 1))
         offset = first * SEGMENT
         return np.concatenate(pieces)[start - offset : stop - offset]
 
@@ -61,9 +75,20 @@ class Recordings:
 
         Raises:
             KeyError: The dataset has no such thing.
+            UserError: The prepared data is damaged.
         """
         records = range(int(self._first_record[index]), int(self._first_record[index + 1]))
-        return np.concatenate([self._records[record]["events"] for record in records])
+        return np.concatenate(self._fields("events", records))
+
+    def _fields(self, name: str, numbers: Iterable[int]) -> list[np.ndarray]:
+        """Reads one field of some records."""
+        try:
+            return [self._records[number][name] for number in numbers]
+        except (RuntimeError, ValueError, OSError) as error:  # As ArrayRecord and protobuf say it.
+            raise UserError(
+                f"The prepared data in {self._place} is damaged; delete that directory, and it is "
+                f"prepared anew ({' '.join(str(error).split())[:200]})."
+            ) from error
 
 
 class Dataset:
@@ -84,7 +109,7 @@ class Dataset:
         self.event_columns = builder.EVENTS
         self.skipped = [(file, reason) for file, reason in metadata["skipped"]]
         self._splits = {
-            split: Recordings(table, builder.open_split(split))
+            split: Recordings(table, builder.open_split(split), builder.directory)
             for split, table in metadata["recordings"].items()
         }
 

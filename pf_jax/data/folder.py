@@ -11,6 +11,7 @@ from pf_jax.data.builder import SPLITS, Builder
 from pf_jax.data.config import DataConfig
 from pf_jax.data.recording import Collection, Recording, Skipped, spool
 from pf_jax.errors import UserError
+from pf_jax.paths import checked_path, is_remote
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff")
 UNREADABLE = (".m4a", ".aac", ".mp4", ".wma", ".ape", ".mid", ".midi")  # Named, and left out.
@@ -132,12 +133,12 @@ def split_by_time(recordings: list[Recording]) -> dict[str, list[Recording]]:
 def _checked_root(path: str) -> epath.Path:
     if not path:
         raise UserError("The dataset 'folder' needs data.path, a directory tree of sound files.")
-    root = epath.Path(path).expanduser()
+    root = checked_path(path, "data.path")
     if not root.exists():
         raise UserError(f"data.path={path} does not exist.")
     if not root.is_dir():
         raise UserError(f"data.path={path} is not a directory; give the one that holds the files.")
-    return root if "://" in str(root) else root.resolve()
+    return root if is_remote(root) else root.resolve()
 
 
 def _variant(root: epath.Path, files: list[str], sample_rate: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from pf_jax.data.archive import Source, read_members
 from pf_jax.data.builder import Builder
@@ -50,7 +51,7 @@ class Musicnet(Builder):
 
     def collect(self) -> Collection:
         """Decodes the archive in one pass; its notes and its sound come in any order."""
-        metadata = _read_metadata(self.obtain(METADATA).read_bytes())
+        metadata = _read_metadata(self.obtain(METADATA))
         archive = self.obtain(ARCHIVE)
         notes = {}
 
@@ -100,9 +101,13 @@ def _id_of(name: str) -> str:
     return name.rpartition("/")[2].rpartition(".")[0]
 
 
-def _read_metadata(content: bytes) -> dict[str, dict[str, Any]]:
+def _read_metadata(path: epath.Path) -> dict[str, dict[str, Any]]:
     """Returns the rows of the table of recordings by their id, without it."""
-    rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path}: {error}.") from error
+    rows = list(csv.DictReader(io.StringIO(content)))
     if not rows or None in rows[0] or "id" not in rows[0]:
         raise UserError(
             f"{METADATA.filename} is not the table it should be; fetch {METADATA.url} again."

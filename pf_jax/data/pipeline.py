@@ -8,7 +8,10 @@ A batch is a dictionary of
 A global batch is the same whatever the number of processes: each takes its own consecutive rows.
 """
 
+import contextlib
 import functools
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 
 import grain
@@ -45,6 +48,18 @@ class TrainBatches(Iterator[Batch]):
         Raises:
             UserError: A worker process died.
         """
+        if not self._config.num_workers:
+            return self._read()
+        try:
+            with _sigint_ignored() if self._iterator is None else contextlib.nullcontext():
+                return self._read()
+        except RuntimeError as error:  # As Grain says that a process is gone.
+            raise UserError(
+                f"A data worker died ({' '.join(str(error).split())[:200]}), perhaps for want of "
+                "memory: lower data.num_workers or data.prefetch and run the same command again."
+            ) from error
+
+    def _read(self) -> Batch:
         if self._iterator is None:
             self._iterator = self._start()
         batch = next(self._iterator)
@@ -70,6 +85,19 @@ class TrainBatches(Iterator[Batch]):
             )
             rest = rest.mp_prefetch(options)
         return iter(rest)
+
+
+@contextlib.contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    """Processes that start here leave Ctrl-C to this one, which saves a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may handle signals.
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def train_batches(

@@ -27,11 +27,17 @@ class Windows:
         self.window = config.window
         self._format = config.format
         self._normalization = config.normalization
-        self._counts = -(-np.array(recordings.lengths, np.int64) // self.window)
+        self._lengths = np.array(recordings.lengths, np.int64)
+        self._counts = -(-self._lengths // self.window)
         self._first = np.concatenate([[0], np.cumsum(self._counts)])  # Of each recording.
 
     def __len__(self) -> int:
         return int(self._first[-1])
+
+    @property
+    def fullness(self) -> float:
+        """The share of tokens in the fixed windows that are not padding."""
+        return self.recordings.num_samples / (len(self) * self.window)
 
     def fixed(
         self, indices: Int64[np.ndarray, "batch"]
@@ -54,8 +60,7 @@ class Windows:
             uniform: For each where it begins within its share, from 0 to 1.
         """
         recordings = self._recording_of(indices)
-        lengths = np.array(self.recordings.lengths, np.int64)[recordings]
-        num_starts = np.maximum(lengths - self.window + 1, 1)
+        num_starts = np.maximum(self._lengths[recordings] - self.window + 1, 1)
         number = indices - self._first[recordings]
         starts = ((number + uniform) * num_starts / self._counts[recordings]).astype(np.int64)
         return self._batch(recordings, np.minimum(starts, num_starts - 1), indices < len(self))

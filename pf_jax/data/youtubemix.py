@@ -12,6 +12,10 @@ from pf_jax.data.beethoven import Beethoven
 ARCHIVE = Source(
     "https://huggingface.co/datasets/krandiash/youtubemix/resolve/main/youtube_mix.zip",
     "youtube_mix.zip",
+    aliases=("youtubemix.zip",),
+    note="Its publisher asks you to log in and to agree to share your contact, at "
+    "https://huggingface.co/datasets/krandiash/youtubemix; then it is downloaded by itself when "
+    "the environment variable HF_TOKEN is your token.",
 )
 
 

@@ -26,6 +26,7 @@ from flax import nnx
 from pf_jax.audio import AudioFormat
 from pf_jax.errors import UserError
 from pf_jax.formats import Format
+from pf_jax.paths import checked_path
 from pf_jax.poolformer import Poolformer
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.state import Params, TrainState, abstract_model, merge_model, split_model
@@ -196,7 +197,7 @@ def find(path: epath.PathLike) -> CheckpointMeta:
     Raises:
         UserError: As `load`.
     """
-    root = absolute(path)
+    root = absolute(checked_path(path, "checkpoint"))
     if not root.exists():
         raise UserError(f"No such checkpoint directory: {path}.")
     if not root.is_dir():

@@ -13,7 +13,9 @@ from flax import nnx
 from jaxtyping import Int
 
 from pf_jax.data import Dataset, eval_batches, open_dataset, train_batches
+from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
+from pf_jax.paths import checked_path
 from pf_jax.sampling import generate
 from pf_jax.training import summary
 from pf_jax.training.checkpoint import warm_start
@@ -61,6 +63,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
         "process_count": jax.process_count(),
         "num_local_devices": jax.local_device_count(),
     }
+    workdir = checked_path(workdir, "workdir")
     dataset = first_then_others(lambda: open_dataset(config.data))
     batches = train_batches(dataset, config.data, seed=config.seed, **share)
     validate = functools.partial(eval_batches, dataset, "validation", config.data, **share)
@@ -166,6 +169,12 @@ def _introduction(config: TrainConfig, dataset: Dataset, resume_step: int) -> st
         f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}"
         + (f" of {jax.process_count()} processes." if jax.process_count() > 1 else "."),
     ]
+    fullness = Windows(dataset.split("train"), config.data).fullness
+    if fullness < 0.5:
+        lines.append(
+            f"Recordings are short: windows of data.window={config.data.window} are "
+            f"{100 * (1 - fullness):.0f} % padding, and shorter ones would waste less."
+        )
     skipped = [f"  {file}: {reason}" for file, reason in dataset.skipped]
     if skipped:
         lines += [f"Left out {len(skipped)} files:", *skipped[:_MOST_SKIPPED_SHOWN]]

@@ -140,7 +140,7 @@ def test_a_copy_with_a_missing_file_is_noticed(tmp_path):
     made = Made(config(tmp_path), LENGTHS)
     made.prepare()
     next(iter(tmp_path.rglob("*test_00000*"))).unlink()
-    with pytest.raises(UserError, match="not whole; delete it"):
+    with pytest.raises(UserError, match="is damaged; delete that directory"):
         Made(config(tmp_path), LENGTHS).prepare()
 
 
