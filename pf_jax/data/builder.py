@@ -80,10 +80,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
         self._root = _cache_of(place) if is_remote(place) else place
         if variant is None:
             variant = f"{config.sample_rate}hz" if self.MODALITY == "audio" else self.MODALITY
-        super().__init__(data_dir=self._root / "pf_jax" / variant, file_format="array_record")
-        relative = epath.Path(self.data_dir).relative_to(self._root)
+        directory = self._root / "pf_jax" / variant
+        self._target = directory / self.name / str(self.VERSION)
+        with self._telling_of_damage():
+            super().__init__(data_dir=directory, file_format="array_record")
+        relative = self._target.relative_to(self._root)
         self._remote = place / relative if is_remote(place) else None
-        self._target = epath.Path(self.data_dir)
 
     @abc.abstractmethod
     def collect(self) -> Collection:

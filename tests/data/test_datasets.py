@@ -10,9 +10,19 @@ import pytest
 import scipy.signal
 
 from experiments import cli
-from pf_jax.data import DataConfig, archive, beethoven, open_dataset
+from pf_jax.data import (
+    DataConfig,
+    archive,
+    beethoven,
+    cifar10,
+    enwik8,
+    musicnet,
+    open_dataset,
+    sc09,
+    youtubemix,
+)
 from pf_jax.data.archive import Source
-from pf_jax.data.recording import Recording
+from pf_jax.data.recording import Collection, Recording
 from pf_jax.errors import UserError
 from pf_jax.training import train
 from tests.data import archives
@@ -87,7 +97,7 @@ def test_musicnet(opened):
             other = scipy.signal.resample_poly(waveform.astype(float), 160, 441)
             inside = slice(500, len(pcm) - 500)
             np.testing.assert_allclose(pcm[inside] / 32_768, other[: len(pcm)][inside], atol=2e-3)
-            events = np.array([(a / 44_100, b / 44_100, *rest) for a, b, *rest in notes])
+            events = sorted((a / 44_100, b / 44_100, *rest) for a, b, *rest in notes)
             np.testing.assert_array_equal(source.events(index), events)
             labels = {name: values[index] for name, values in source.labels.items()}
             assert labels["composer"] == "Dvořák"
@@ -192,6 +202,41 @@ def test_the_real_checksums_are_asked_for(tmp_path, name):
             open_dataset(strict)
     else:
         open_dataset(strict)
+
+
+def test_the_lists_and_numbers_that_are_fixed_here():
+    """Another validation split, or a wrong checksum, would be noticed by nobody else."""
+    assert musicnet.VALIDATION == ("1792", "1876", "2131", "2384", "2514", "2567")
+    assert (*(4_328, 241),) == (
+        beethoven.Beethoven.PUBLISHED_FILES,
+        youtubemix.YouTubeMix.PUBLISHED_FILES,
+    )
+    known = [module.ARCHIVE for module in (musicnet, sc09, enwik8, cifar10)]
+    assert [(source.size, source.checksum[-8:]) for source in known] == [
+        (11_097_394_998, "4a057590"),
+        (2_428_923_189, "9868ff58"),
+        (36_445_475, "932534bc"),
+        (170_052_171, "59bca1dd"),
+    ]
+
+
+def test_notes_late_in_a_long_recording(opened, tmp_path, monkeypatch):
+    """Each stays with the part of the recording in which it begins, or else with the last."""
+    times = np.array([[0.1], [1.3], [3.99], [4.0], [7.5], [99.0]])
+    events = np.hstack([times, times + 1, np.zeros((6, 4))])
+    samples = np.arange(8 * 16_000, dtype=np.int16)
+    monkeypatch.setattr(
+        musicnet.Musicnet,
+        "collect",
+        lambda self: Collection(
+            {s: [Recording("x", samples, {}, events)] for s in ("train", "validation", "test")}
+        ),
+    )
+    dataset, _ = opened("musicnet")
+    recordings = dataset.split("train")
+    np.testing.assert_array_equal(recordings.events(0), events)
+    by_segment = [len(record["events"]) for record in recordings._records]
+    assert by_segment == [1, 1, 0, 2, 0, 0, 0, 2]
 
 
 MISSING = [

@@ -10,6 +10,7 @@ from fsspec.registry import _registry
 
 from pf_jax import audio
 from pf_jax.data import DataConfig, demo, open_dataset
+from pf_jax.errors import UserError
 from tests.data import archives
 
 
@@ -62,6 +63,45 @@ def test_an_upload_that_was_cut_short_is_made_again(bucket, tmp_path, monkeypatc
     assert open_dataset(config).split("test").num_samples == 144_000
     assert (kept / "dataset_info.json").exists()
     assert list(kept.glob("*test*"))
+
+
+def test_an_upload_that_failed_is_finished_by_the_next_run(bucket, tmp_path, monkeypatch):
+    config = DataConfig("demo", 100, sample_rate=2_000, data_dir="gs://bucket/data")
+    kept = bucket / "data" / "pf_jax" / "2000hz" / "demo" / "2.0.0"
+    written = []
+    local = type(epath.Path("x"))
+    copy = local.copy
+
+    def failing_copy(source, *args, **kwargs):
+        if len(written) == 3:
+            raise ConnectionResetError("connection reset")
+        written.append(1)
+        return copy(source, *args, **kwargs)
+
+    monkeypatch.setattr(local, "copy", failing_copy)
+    with pytest.raises(UserError, match=r"Cannot copy .*gs://bucket/data.*connection reset"):
+        open_dataset(config)
+    assert not (kept / "dataset_info.json").exists(), "what marks it as whole comes last"
+    written.extend([0] * 10)
+    open_dataset(config)
+    assert (kept / "dataset_info.json").exists()
+    assert sorted(p.name for p in kept.iterdir()) == sorted(
+        p.name for p in next((tmp_path / "cache").rglob("dataset_info.json")).parent.iterdir()
+    )
+
+
+def test_two_places_in_a_store_are_two_copies_here(bucket, tmp_path):
+    for number, place in enumerate(("one", "two")):
+        (bucket / place / "downloads" / "manual").mkdir(parents=True)
+        archives.enwik8(bucket / place / "downloads" / "manual", size=10_000 * (number + 1))
+        config = DataConfig(
+            "enwik8",
+            100,
+            modality="text",
+            data_dir=f"gs://bucket/{place}",
+            verify_checksums=False,
+        )
+        assert open_dataset(config).split("train").num_samples == 9_000 * (number + 1)
 
 
 def test_a_folder_of_sounds_in_a_store(bucket, tmp_path):

@@ -171,6 +171,23 @@ def test_epochs_and_seeds_differ():
         assert not np.array_equal(a["tokens"], b["tokens"])
 
 
+def test_places_and_order_depend_on_the_seed_and_the_batch():
+    """One window alone has no order: what differs is where it begins."""
+    dataset = InMemory([1_000])
+    config_ = config(990, num_threads=0)
+    rows = [
+        real_rows(batch)[0].tobytes()
+        for seed in (0, 1)
+        for batch in take(train_batches(dataset, config_, batch_size=2, seed=seed), 2)
+    ]
+    assert len(set(rows)) > 2
+    first, again = (train_batches(dataset, config_, batch_size=2, seed=s) for s in (0, 1))
+    assert any(
+        not np.array_equal(a["tokens"], b["tokens"])
+        for a, b in zip(take(first, 5), take(again, 5), strict=True)
+    )
+
+
 @pytest.mark.parametrize(
     "readers",
     [{"num_threads": 4, "prefetch": 7}, {"prefetch": 0}, {"num_workers": 1}, {"num_workers": 3}],
