@@ -12,6 +12,7 @@ Arrays are saved as those of one device; the numbers of devices and processes ar
 """
 
 import dataclasses
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any, Self
@@ -31,6 +32,10 @@ from pf_jax.poolformer import Poolformer
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.state import Params, TrainState, abstract_model, merge_model, split_model
 from pf_jax.version import __version__
+
+_REASONS = re.compile(
+    "No space left on device|File too large|Disk quota exceeded|Permission denied"
+)
 
 FORMAT_VERSION = 2
 """Raised whenever older code could no longer read, or would misread, a new checkpoint."""
@@ -276,5 +281,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
 def brief(error: Exception) -> str:
     """What an error says, as part of one line for the user; the whole goes to the debug log."""
     logging.debug("%s", error)
-    text = " ".join(str(error).partition(" [tensorstore_spec")[0].split()).rstrip(".")
-    return f"{type(error).__name__}: {text[:300]}"
+    text = " ".join(str(error).split())
+    if match := _REASONS.search(text):  # TensorStore says it at the end of a long story.
+        return match[0]
+    return f"{type(error).__name__}: {text.partition(' [tensorstore_spec')[0][:300].rstrip('.')}"

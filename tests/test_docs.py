@@ -1,0 +1,118 @@
+"""Reads the pages in docs: their commands would be understood, their flags and links exist."""
+
+import configparser
+import itertools
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from experiments import cli
+from pf_jax import fields
+from pf_jax.training.config import TrainConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+
+# Two commands may have a flag of one name, so each module's are forgotten before the next one's.
+PARSE = """
+import importlib, json, sys
+from absl import flags
+
+known, errors = [], []
+for module, lines in json.load(sys.stdin).items():
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        errors.append(str(error))
+        continue
+    own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(module)]
+    known += own
+    for line in lines:
+        for name in own:
+            flags.FLAGS[name].unparse()
+        try:
+            words = flags.FLAGS([module, *line])[1:]
+        except flags.Error as error:
+            errors.append(f"{module}: {error}")
+            continue
+        errors += [f"{module}: what is {word}?" for word in words]
+    for name in set(own) - {"config"}:
+        delattr(flags.FLAGS, name)
+print(json.dumps([known, errors]))
+"""
+
+
+def lines_of_shell(page: pathlib.Path) -> Iterator[str]:
+    """The commands on a page; what a backslash or a quote continues is one of them."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.M | re.S):
+        command = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            command += line + "\n"
+            if command.count('"') % 2 == 0:
+                yield command
+                command = ""
+        assert not command, f"{page.name}: a quote is not closed in {command}"
+
+
+def runs_of_modules(command: str) -> Iterator[tuple[str, list[str]]]:
+    """The modules of this project that a command runs, here or inside quotes, with their flags."""
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=";&|<>\n")
+    lexer.whitespace, lexer.whitespace_split = " \t", True
+    words = list(lexer)  # Raises ValueError where quotes are not balanced.
+    for place, word in enumerate(words):
+        if re.search(r"\s-m\s", word):
+            yield from runs_of_modules(word.removeprefix("--command="))
+        python = re.fullmatch(r"(.*/)?python[\d.]*", word)
+        if python and words[place + 1] == "-m" and words[place + 2] not in ("pip", "venv"):
+            rest = [*words[place + 3 :], "\n"]
+            end = next(i for i, w in enumerate(rest) if re.fullmatch(r"[;&|<>\n]+", w))
+            yield words[place + 2], rest[:end]
+
+
+def test_commands_and_flags_exist():
+    seen = {}
+    commands = itertools.chain.from_iterable(map(lines_of_shell, DOCS))
+    for module, arguments in itertools.chain.from_iterable(map(runs_of_modules, commands)):
+        overrides, rest = cli.split_overrides(arguments)  # Raises where one is unknown.
+        configs = [word.removeprefix("--config=") for word in rest if word.startswith("--config=")]
+        for name in configs:
+            cli.load_config(name, overrides)
+        assert configs or not overrides, f"{module} takes no config"
+        seen.setdefault(module, []).append(rest)
+    assert {"experiments.train", "experiments.inspect", "experiments.sample"} <= set(seen)
+
+    parse = [sys.executable, "-c", PARSE]
+    given = json.dumps(seen)
+    done = subprocess.run(parse, cwd=ROOT, input=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    known, errors = json.loads(done.stdout)
+    assert not errors
+    # In the text as well. Flags with an underscore are ours; those of gcloud and Slurm have none.
+    for page in DOCS:
+        text = page.read_text()
+        assert set(re.findall(r"--config\.([\w.]*\w)", text)) <= set(fields.leaves(TrainConfig))
+        assert set(re.findall(r"--([a-z]+_[a-z_]+)", text)) <= set(known)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda page: page.name)
+def test_links_and_extras_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        titles = re.findall(r"^#+ (.*)", file.read_text(), re.M) if heading else []
+        slugs = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+        assert not heading or heading in slugs, target
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    for extras in re.findall(r"""-e ["']\.\[([\w,]+)\]""", text):
+        assert set(extras.split(",")) <= set(setup["options.extras_require"])
