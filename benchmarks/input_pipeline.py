@@ -1,12 +1,13 @@
-"""Speed of the input pipeline: samples per second from disk to batches that are ready for devices.
+"""Speed of the input pipeline: samples per second from disk to batches on a device.
 
-Prepares noise and tones as long as many recordings of MusicNet, once, in a temporary directory, and
-reads windows of it at random places. The second figure is the speed of the same with the cheapest
-possible reading (an array in memory): what is left is the work on samples.
+Prepares noise and tones like recordings of MusicNet, once, in a temporary directory, and reads
+windows of it at random places. Three figures: with the files dropped from the page cache before
+each measurement (from disk), with them in it, and from arrays in memory, where what is left is the
+work on samples: the difference says what limits the pipeline.
 
 Examples:
   python -m benchmarks.input_pipeline --config=musicnet
-  python -m benchmarks.input_pipeline --config=sc09 --config.data.num_threads=2 --repeats=50
+  python -m benchmarks.input_pipeline --config=sc09 --config.data.num_threads=2
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -28,9 +30,9 @@ from pf_jax.data.recording import Collection, Recording
 
 _CONFIG = cli.define_config()
 _MINUTES = flags.DEFINE_integer("minutes", 60, "How much audio is prepared.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 20, "Batches that are timed.", lower_bound=2)
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where to prepare it; a temporary directory.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "How often each is measured.", lower_bound=1)
 
+_BATCHES = 16  # In a measurement.
 _RECORDING_MINUTES = 6  # As MusicNet's are, on average.
 
 
@@ -64,19 +66,23 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = _CONFIG.value
     with tempfile.TemporaryDirectory() as temporary:
-        data = dataclasses.replace(config.data, data_dir=_DATA_DIR.value or temporary)
+        data = dataclasses.replace(config.data, data_dir=temporary)
         builder = LikeMusicnet(data, _MINUTES.value)
         builder.prepare()
         dataset = Dataset(builder)
-        size = sum(os.path.getsize(file) for file in builder.info.splits["train_00000"].filepaths)
-        batches = train_batches(dataset, data, batch_size=config.batch_size, seed=0)
-        from_disk = speed(batches, config.batch_size * data.window)
+        files = [file for part in builder.info.splits.values() for file in part.filepaths]
+        os.sync()
 
+        def measure(drop: bool) -> int:
+            batches = train_batches(dataset, data, batch_size=config.batch_size, seed=0)
+            return speed(batches, config.batch_size * data.window, files if drop else [])
+
+        from_disk, from_cache = measure(drop=True), measure(drop=False)
         recordings = dataset.split("train")
         samples = [recordings.read(i, 0, length) for i, length in enumerate(recordings.lengths)]
         recordings.read = lambda index, start, stop: samples[index][start:stop]
-        batches = train_batches(dataset, data, batch_size=config.batch_size, seed=0)
-        from_memory = speed(batches, config.batch_size * data.window)
+        from_memory = measure(drop=False)
+        size = sum(os.path.getsize(file) for file in files)
     print(
         json.dumps(
             {
@@ -87,8 +93,10 @@ def main(argv: Sequence[str]) -> None:
                 "threads": data.num_threads,
                 "workers": data.num_workers,
                 "cores": len(os.sched_getaffinity(0)),
+                "device": jax.devices()[0].device_kind,
                 "megabytes_prepared": round(size / 1e6),
                 "samples_per_second": from_disk,
+                "samples_per_second_from_page_cache": from_cache,
                 "samples_per_second_from_memory": from_memory,
                 "minutes_of_audio_per_second": round(from_disk / data.sample_rate / 60, 1),
             }
@@ -96,17 +104,20 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-def speed(batches: TrainBatches, samples: int) -> int:
-    """Samples per second, the median over batches after those that were read ahead."""
+def speed(batches: TrainBatches, samples: int, to_drop: Sequence[str]) -> int:
+    """Samples per second, the median over measurements, each of more than was read ahead."""
     for _ in range(8):
         next(batches)
     seconds = []
-    for _ in range(max(2, _REPEATS.value // 4)):
+    for _ in range(_REPEATS.value):
+        for file in to_drop:
+            with open(file, "rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         start = time.perf_counter()
-        for _ in range(4):  # Threads deliver in bursts.
-            next(batches)
+        for _ in range(_BATCHES):
+            jax.block_until_ready(jax.device_put(next(batches)))
         seconds.append(time.perf_counter() - start)
-    return round(4 * samples / statistics.median(seconds))
+    return round(_BATCHES * samples / statistics.median(seconds))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+"""What the training loop costs over the bare step: the ratio of their times, measured in turns.
+
+The loop reads real data, logs, looks at metrics and saves checkpoints as in a run; the bare step
+takes the same batch again and again. Both run on all devices of this host.
+
+Example:
+  python -m benchmarks.train_loop --config=demo
+  python -m benchmarks.train_loop --config=folder --config.data.path=~/music --config.batch_size=8
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from pf_jax.data import open_dataset, train_batches
+from pf_jax.training import TrainConfig, loop
+from pf_jax.training.hosts import replicate
+from pf_jax.training.state import init_train_state, make_optimizer
+from pf_jax.training.step import DATA_AXIS, train_step
+
+_CONFIG = cli.define_config()
+_STEPS = flags.DEFINE_integer("steps", 40, "Steps of each of the turns.", lower_bound=10)
+_TURNS = flags.DEFINE_integer("turns", 5, "How often both are measured.", lower_bound=1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the benchmark."""
+    del argv
+    config = _CONFIG.value
+    bare = BareStep(config)
+    ratios, steps_a_second = [], []
+    for _ in range(_TURNS.value):
+        before = bare.seconds()
+        looped = loop_seconds(config)
+        after = bare.seconds()  # The machine may be slower for a while: compare with both sides.
+        ratios.append(2 * looped / (before + after))
+        steps_a_second.append(1 / looped)
+    print(
+        json.dumps(
+            {
+                "benchmark": "train_loop",
+                "config": config.data.name,
+                "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                "batch_size": config.batch_size,
+                "window": config.data.window,
+                "steps_per_second": round(statistics.median(steps_a_second), 2),
+                "loop_over_bare_step": round(statistics.median(ratios), 3),
+                "ratios": [round(ratio, 3) for ratio in ratios],
+            }
+        )
+    )
+
+
+class BareStep:
+    """The step alone, as the loop compiles it, on one batch."""
+
+    def __init__(self, config: TrainConfig):
+        devices = jax.local_device_count()
+        share = {"batch_size": config.batch_size, "num_local_devices": devices}
+        batches = train_batches(open_dataset(config.data), config.data, seed=0, **share)
+        self._batch = jax.device_put(next(batches))
+        self._go_on = np.zeros(devices, bool)
+        optimizer, _ = make_optimizer(config)
+        graphdef, state = init_train_state(config, optimizer)
+        self._state = replicate(state)
+        self._step = jax.pmap(
+            functools.partial(
+                train_step,
+                graphdef=graphdef,
+                optimizer=optimizer,
+                ema_decay=config.ema_decay,
+                accumulation_steps=config.accumulation_steps,
+            ),
+            axis_name=DATA_AXIS,
+            donate_argnums=0,
+        )
+        self.seconds()  # Compiles.
+
+    def seconds(self) -> float:
+        """The mean time of a step."""
+        jax.block_until_ready(self._state)
+        start = time.perf_counter()
+        for _ in range(_STEPS.value):
+            self._state, _ = self._step(self._state, self._batch, self._go_on)
+        jax.block_until_ready(self._state)
+        return (time.perf_counter() - start) / _STEPS.value
+
+
+def loop_seconds(config: TrainConfig) -> float:
+    """The mean time of a step within the loop, compilation and the last evaluation left out."""
+    warm_up = 5
+    config = dataclasses.replace(
+        config,
+        num_steps=warm_up + _STEPS.value,
+        log_every=warm_up,
+        eval_every=10**9,
+        checkpoint_every=max(warm_up + 1, _STEPS.value // 2),
+    )
+    times = {}
+    look = loop.Watch.look_at_last
+
+    def timed(watch: loop.Watch) -> bool:
+        last = watch._last
+        result = look(watch)
+        if last is not None:
+            times[last[0]] = time.perf_counter()
+        return result
+
+    loop.Watch.look_at_last = timed
+    evaluate, loop._evaluate = loop._evaluate, lambda *args: float("nan")
+    try:
+        with tempfile.TemporaryDirectory() as workdir:
+            loop.train(config, pathlib.Path(workdir))
+    finally:
+        loop.Watch.look_at_last, loop._evaluate = look, evaluate
+    return (times[warm_up + _STEPS.value] - times[warm_up]) / _STEPS.value
+
+
+if __name__ == "__main__":
+    cli.run(main)
