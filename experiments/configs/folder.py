@@ -24,4 +24,6 @@ def get_config() -> TrainConfig:
         log_every=50,
         eval_every=1_000,
         checkpoint_every=500,
+        sample_every=1_000,
+        sample_length=16_000,
     )

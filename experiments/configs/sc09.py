@@ -30,4 +30,6 @@ def get_config() -> TrainConfig:
         log_every=100,
         eval_every=5_000,
         checkpoint_every=2_500,
+        sample_every=5_000,
+        sample_length=16_000,
     )

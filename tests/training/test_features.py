@@ -11,7 +11,7 @@ import pytest
 from pf_jax.data import eval_batches, open_dataset
 from pf_jax.errors import UserError
 from pf_jax.sampling import generate
-from pf_jax.training import checkpoint, hosts, loop, train
+from pf_jax.training import checkpoint, hosts, loop, summary, train
 from pf_jax.training.state import abstract_model, merge_model, split_model
 from pf_jax.training.step import DATA_AXIS, eval_step
 
@@ -95,6 +95,16 @@ def test_samples_on_the_way(finished, tmp_path, monkeypatch):
         key = jax.random.fold_in(jax.random.key(0), step)
         expected, _ = generate(model, key, num_samples=2, num_steps=50)
         np.testing.assert_array_equal(tokens, expected)
+
+
+def test_utilization_is_logged_where_the_peak_is_known(finished, tmp_path, monkeypatch, metrics_of):
+    monkeypatch.setattr(summary, "peak_flops", lambda kind: 1e12 if kind == "cpu" else None)
+    train(dataclasses.replace(finished.config, num_steps=3), tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    third = json.loads(lines[2])
+    expected = third["samples_per_second"] * summary.flops_per_sample(finished.config.model) / 1e12
+    assert third["model_flops_utilization"] == pytest.approx(expected)
+    assert not any("model_flops_utilization" in line for line in metrics_of(finished.workdir))
 
 
 def test_a_profile_of_some_steps(finished, tmp_path):

@@ -26,7 +26,7 @@ from pf_jax.training.saving import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 # For a longer campaign: PF_JAX_TEST_KILLS=100 pytest tests/training/test_resume.py -k kill
-KILLS = int(os.environ.get("PF_JAX_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("PF_JAX_TEST_KILLS", "4"))
 
 
 def arrays_of(workdir, step=12):
@@ -132,23 +132,24 @@ KILLED = """
 
     config, workdir, place, occurrence, delay = json.loads(sys.argv[1])
     owner, name = {
+        "start": (loop, "open_dataset"),
         "step": (loop.RunLog, "advance"),
         "save": (loop.Checkpoints, "save"),
         "evaluation": (loop, "_evaluate"),
     }[place]
     function, calls = getattr(owner, name), []
 
-    def armed(*args):
+    def armed(*args, **kwargs):
         calls.append(1)
         if len(calls) == occurrence:
             threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        return function(*args)
+        return function(*args, **kwargs)
 
     setattr(owner, name, armed)
     loop.train(TrainConfig.from_dict(config), workdir)
 """
 # How often a place is reached in a whole run, and how long it lasts about.
-PLACES = {"step": (12, 0.02), "save": (4, 0.3), "evaluation": (2, 0.03)}
+PLACES = {"start": (1, 5.0), "step": (12, 0.02), "save": (4, 0.3), "evaluation": (2, 0.03)}
 
 
 def test_kill_9_at_random_moments(finished, metrics_of, tmp_path):
