@@ -25,7 +25,7 @@ demo: setup
 	@echo "Listen to $(DEMO)/samples/*.wav"
 
 test: setup lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist=loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

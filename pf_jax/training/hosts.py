@@ -1,18 +1,30 @@
 """Several hosts as one: joining them, what they do in turn, and what is asked of one of them."""
 
+import contextlib
+import itertools
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+import orbax.checkpoint as ocp
 from jaxtyping import Bool
 
 from pf_jax.errors import UserError
 from pf_jax.training.step import DATA_AXIS
+
+_SECONDS_TO_MEET = 300
+# JAX ends a process so long after another of them went silent; until then it waits for that one.
+_SECONDS_OF_SILENCE = 30
+_MILLISECONDS_OF_WAITING = 7 * 24 * 3_600 * 1_000  # To download and prepare data.
+
+_T = TypeVar("_T")
+_calls = itertools.count()
 
 
 def join(
@@ -43,12 +55,17 @@ def join(
             f"--process_id must be in [0, {num_processes}) for --num_processes={num_processes}, "
             f"got {process_id}."
         )
-    if not missing and ":" not in coordinator:
-        raise UserError(f"--coordinator must be HOST:PORT, got {coordinator!r}.")
+    if not missing:
+        _meet(coordinator, num_processes, process_id)
     # What CPUs of several hosts talk through; other devices have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=_SECONDS_OF_SILENCE,
+        )
     except Exception as error:
         # JAX's way to say that there is no cluster around.
         if len(missing) == 3 and "coordinator_address should be defined" in str(error):
@@ -60,17 +77,111 @@ def join(
         ) from error
 
 
-def first_then_others(function: Callable[[], Any]) -> Any:
+def _meet(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Waits until all processes are there; JAX would abort with a stack trace if one is not.
+
+    Each of the others tells the first its number, and all go on when it has heard of all.
+
+    Raises:
+        UserError: The address is none, cannot be used, or not all came in time.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator must be HOST:PORT, got {coordinator!r}.")
+    deadline = time.monotonic() + _SECONDS_TO_MEET
+    try:
+        if process_id == 0:
+            _wait_for_others(int(port), num_processes, deadline)
+        else:
+            _tell_first((host.strip("[]"), int(port)), num_processes, process_id, deadline)
+    except OSError as error:
+        raise UserError(
+            f"--coordinator={coordinator} cannot be "
+            f"{'listened at' if process_id == 0 else 'reached'}: {error.strerror or error}."
+        ) from error
+
+
+def _wait_for_others(port: int, num_processes: int, deadline: float) -> None:
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    server = socket.create_server(
+        ("", port), family=family, dualstack_ipv6=family == socket.AF_INET6
+    )
+    came = {}
+    with server, contextlib.ExitStack() as connections:
+        while len(came) < num_processes - 1:
+            server.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                connection = connections.enter_context(server.accept()[0])
+                connection.settimeout(1)
+                total, number = map(int, connection.recv(64).split())
+            except TimeoutError:
+                if time.monotonic() < deadline:
+                    continue
+                absent = sorted({*range(1, num_processes)} - {*came})
+                raise UserError(
+                    f"After {_SECONDS_TO_MEET} s, of {num_processes} processes these have not "
+                    f"come: --process_id={', '.join(map(str, absent))}."
+                ) from None
+            except (ValueError, ConnectionError):  # Something that knocks at all ports.
+                continue
+            if total != num_processes:
+                raise UserError(
+                    f"--num_processes={num_processes} here, and {total} in process {number}."
+                )
+            came[number] = connection  # Again where it was started again meanwhile.
+        for connection in came.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(b"go")
+
+
+def _tell_first(
+    address: tuple[str, int], num_processes: int, process_id: int, deadline: float
+) -> None:
+    while True:
+        left = max(0.01, deadline - time.monotonic())
+        try:
+            with socket.create_connection(address, timeout=left) as connection:
+                connection.sendall(f"{num_processes} {process_id}".encode())
+                if connection.recv(2) == b"go":
+                    return
+        except socket.gaierror:
+            raise
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.2)  # The first one has not begun to listen, or was just ended.
+
+
+def first_then_others(function: Callable[[], _T]) -> _T:
     """Calls a function in the first process, and when it is done there, in all others.
 
-    So what the first one leaves in a shared place is found by the others.
+    So what the first one leaves in a shared place is found by the others. However long it takes,
+    they wait: by the coordination service, for devices lose their patience in half a minute.
+
+    Raises:
+        UserError: The function failed so; if in the first process, then in all others too.
     """
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("first_then_others")
-    result = function()
+    if jax.process_count() == 1:
+        return function()
+    client, key = ocp.multihost.get_jax_distributed_client(), f"first_then_others_{next(_calls)}"
     if jax.process_index() == 0:
-        multihost_utils.sync_global_devices("first_then_others")
-    return result
+        try:
+            result = function()
+        except UserError as error:
+            client.key_value_set(key, str(error))
+            _wait_for_all(client, key)  # With this process the service ends, too.
+            raise
+        client.key_value_set(key, "")
+        return result
+    if error := client.blocking_key_value_get(key, _MILLISECONDS_OF_WAITING):
+        _wait_for_all(client, key)
+        raise UserError(f"The first process cannot go on: {error}")
+    return function()
+
+
+def _wait_for_all(client: Any, key: str) -> None:
+    with contextlib.suppress(Exception):  # Whoever is gone needs no message.
+        client.wait_at_barrier(f"{key}_heard", 10_000)
 
 
 def replicate(tree: Any) -> Any:
