@@ -1,7 +1,8 @@
 """What the training loop costs over the bare step: the ratio of their times, measured in turns.
 
-The loop reads real data, logs, looks at metrics and saves checkpoints as in a run; the bare step
-takes the same batch again and again. Both run on all devices of this host.
+The loop reads real data, looks at metrics and logs as in a run; the bare step takes the same batch
+again and again. Both run on all devices of this host. How long a checkpoint keeps the loop waiting
+is measured apart, and shared out over the steps between two of them.
 
 Example:
   python -m benchmarks.train_loop --config=demo
@@ -38,13 +39,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = _CONFIG.value
     bare = BareStep(config)
-    ratios, steps_a_second = [], []
+    ratios, seconds, saves = [], [], []
     for _ in range(_TURNS.value):
         before = bare.seconds()
-        looped = loop_seconds(config)
+        looped, save = loop_seconds(config)
         after = bare.seconds()  # The machine may be slower for a while: compare with both sides.
         ratios.append(2 * looped / (before + after))
-        steps_a_second.append(1 / looped)
+        seconds.append(looped)
+        saves.append(save / config.checkpoint_every / looped)
     print(
         json.dumps(
             {
@@ -53,9 +55,10 @@ def main(argv: Sequence[str]) -> None:
                 "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "batch_size": config.batch_size,
                 "window": config.data.window,
-                "steps_per_second": round(statistics.median(steps_a_second), 2),
+                "steps_per_second": round(1 / statistics.median(seconds), 2),
                 "loop_over_bare_step": round(statistics.median(ratios), 3),
                 "ratios": [round(ratio, 3) for ratio in ratios],
+                "checkpoints_over_loop": round(statistics.median(saves), 4),
             }
         )
     )
@@ -96,18 +99,17 @@ class BareStep:
         return (time.perf_counter() - start) / _STEPS.value
 
 
-def loop_seconds(config: TrainConfig) -> float:
-    """The mean time of a step within the loop, compilation and the last evaluation left out."""
+def loop_seconds(config: TrainConfig) -> tuple[float, float]:
+    """The mean time of a step within the loop, without compilation, and that of a checkpoint."""
     warm_up = 5
     config = dataclasses.replace(
         config,
         num_steps=warm_up + _STEPS.value,
-        log_every=warm_up,
         eval_every=10**9,
-        checkpoint_every=max(warm_up + 1, _STEPS.value // 2),
+        checkpoint_every=10**9,
     )
-    times = {}
-    look = loop.Watch.look_at_last
+    times, saves = {}, []
+    look, save = loop.Watch.look_at_last, loop.Checkpoints.save
 
     def timed(watch: loop.Watch) -> bool:
         last = watch._last
@@ -116,14 +118,20 @@ def loop_seconds(config: TrainConfig) -> float:
             times[last[0]] = time.perf_counter()
         return result
 
-    loop.Watch.look_at_last = timed
+    def timed_save(checkpoints: loop.Checkpoints, *args: object) -> None:
+        start = time.perf_counter()
+        save(checkpoints, *args)
+        saves.append(time.perf_counter() - start)
+
+    loop.Watch.look_at_last, loop.Checkpoints.save = timed, timed_save
     evaluate, loop._evaluate = loop._evaluate, lambda *args: float("nan")
     try:
         with tempfile.TemporaryDirectory() as workdir:
             loop.train(config, pathlib.Path(workdir))
     finally:
         loop.Watch.look_at_last, loop._evaluate = look, evaluate
-    return (times[warm_up + _STEPS.value] - times[warm_up]) / _STEPS.value
+        loop.Checkpoints.save = save
+    return (times[warm_up + _STEPS.value] - times[warm_up]) / _STEPS.value, statistics.mean(saves)
 
 
 if __name__ == "__main__":
