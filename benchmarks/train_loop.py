@@ -73,7 +73,7 @@ class BareStep:
         batches = train_batches(open_dataset(config.data), config.data, seed=0, **share)
         self._batch = jax.device_put(next(batches))
         self._go_on = np.zeros(devices, bool)
-        optimizer, _ = make_optimizer(config)
+        optimizer, schedule = make_optimizer(config)
         graphdef, state = init_train_state(config, optimizer)
         self._state = replicate(state)
         self._step = jax.pmap(
@@ -81,6 +81,7 @@ class BareStep:
                 train_step,
                 graphdef=graphdef,
                 optimizer=optimizer,
+                schedule=schedule,
                 ema_decay=config.ema_decay,
                 accumulation_steps=config.accumulation_steps,
             ),

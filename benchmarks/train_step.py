@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = _CONFIG.value
     devices, window = jax.local_device_count(), config.data.window
-    optimizer, _ = make_optimizer(config)
+    optimizer, schedule = make_optimizer(config)
     graphdef, state = init_train_state(config, optimizer)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     shape = (devices, config.batch_size // devices, window)
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
             train_step,
             graphdef=graphdef,
             optimizer=optimizer,
+            schedule=schedule,
             ema_decay=config.ema_decay,
             accumulation_steps=config.accumulation_steps,
         ),

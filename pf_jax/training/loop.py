@@ -75,6 +75,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
             train_step,
             graphdef=graphdef,
             optimizer=optimizer,
+            schedule=schedule,
             ema_decay=config.ema_decay,
             accumulation_steps=_parts_of_a_share(config),
         ),
@@ -105,7 +106,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
             if not resume_step:
                 log.text("config", json.dumps(config.to_dict(), indent=2))
                 log.text("model", summary.model_table(config.model, config.data))
-            watch = Watch(config, schedule, checkpoints, log)
+            watch = Watch(config, checkpoints, log)
 
             def evaluate(step: int) -> bool:
                 """Says whether it came to its end; a request to stop is heard meanwhile."""

@@ -43,6 +43,7 @@ def train_step(
     *,
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
     ema_decay: float,
     accumulation_steps: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -60,12 +61,14 @@ def train_step(
         stop: Whether this process was asked to stop.
         graphdef: The structure of the model.
         optimizer: The optimizer.
+        schedule: Its learning rate as a function of its steps; only to tell of.
         ema_decay: Decay of the moving average of the weights.
         accumulation_steps: Parts that the share is taken in, one after the other.
 
     Returns:
         The state after the step, and metrics: `loss` (nats per sample) and `gradient_norm`, both
-        before the update; the counts of the state; and `stop`, whether any process was asked to.
+        before the update; `learning_rate`; the counts of the state; and `stop`, whether any process
+        was asked to.
     """
     key = jax.random.fold_in(state.step_key(), jax.lax.axis_index(DATA_AXIS))
 
@@ -80,7 +83,12 @@ def train_step(
     (nats, count), gradients, stop = jax.lax.psum((*sums, stop.astype(jnp.int32)), DATA_AXIS)
     count = jnp.maximum(count, 1)
     gradients = jax.tree.map(lambda g: g / count, gradients)
-    metrics = {"loss": nats / count, "gradient_norm": optax.tree.norm(gradients)}
+    metrics = {
+        "loss": nats / count,
+        "gradient_norm": optax.tree.norm(gradients),
+        # A step that was skipped did not move along the schedule.
+        "learning_rate": jnp.asarray(schedule(state.step - state.skipped), jnp.float32),
+    }
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
 
     updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)

@@ -6,7 +6,6 @@ import time
 
 import jax
 import numpy as np
-import optax
 
 from pf_jax.errors import UserError
 from pf_jax.training import summary
@@ -25,12 +24,10 @@ class Watch:
     def __init__(
         self,
         config: TrainConfig,
-        schedule: optax.Schedule,
         checkpoints: Checkpoints,
         log: RunLog,
     ):
         self._config = config
-        self._schedule = schedule
         self._checkpoints = checkpoints
         self._log = log
         self._last = None
@@ -59,11 +56,8 @@ class Watch:
             self._tell_of_skipped(step, batch, values, in_a_row)
         self._log.advance(step)
         if step == self._config.num_steps or step % self._config.log_every == 0:
-            # A step that was skipped did not move along the schedule.
-            rate = float(self._schedule(step - 1 - values["skipped"]))
-            bits = values["loss"] * _NATS_TO_BITS
-            more = {"bits_per_sample": bits, "learning_rate": rate} | self._speed(step)
-            self._log.train(step, values | more)
+            bits = {"bits_per_sample": values["loss"] * _NATS_TO_BITS}
+            self._log.train(step, values | bits | self._speed(step))
         return stop
 
     def restart(self, step: int) -> None:

@@ -64,9 +64,13 @@ def make_step():
 
 
 def pmapped(graphdef):
-    optimizer, _ = make_optimizer(CONFIG)
+    optimizer, schedule = make_optimizer(CONFIG)
     step = functools.partial(
-        train_step, graphdef=graphdef, optimizer=optimizer, ema_decay=CONFIG.ema_decay
+        train_step,
+        graphdef=graphdef,
+        optimizer=optimizer,
+        schedule=schedule,
+        ema_decay=CONFIG.ema_decay,
     )
     return jax.pmap(step, axis_name=DATA_AXIS, donate_argnums=0)
 

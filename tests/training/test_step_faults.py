@@ -19,12 +19,13 @@ from tests.training.test_step import CONFIG, global_batch, go_on, make_step, nam
 
 
 def step_in_parts(parts):
-    optimizer, _ = make_optimizer(CONFIG)
+    optimizer, schedule = make_optimizer(CONFIG)
     _, graphdef, state = make_step()
     step = functools.partial(
         train_step,
         graphdef=graphdef,
         optimizer=optimizer,
+        schedule=schedule,
         ema_decay=CONFIG.ema_decay,
         accumulation_steps=parts,
     )
