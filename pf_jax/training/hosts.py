@@ -67,8 +67,9 @@ def join(
             heartbeat_timeout_seconds=_SECONDS_OF_SILENCE,
         )
     except Exception as error:
-        # JAX's way to say that there is no cluster around.
-        if len(missing) == 3 and "coordinator_address should be defined" in str(error):
+        # JAX's ways to say that there is no cluster around, and that it is in use here already.
+        alone = ("coordinator_address should be defined", "must be called before any JAX calls")
+        if len(missing) == 3 and any(text in str(error) for text in alone):
             return
         reason = " ".join(str(error).split())[:300]
         raise UserError(
