@@ -118,12 +118,15 @@ class CheckpointMeta:
             config = TrainConfig.from_dict(fields["config"])
         except UserError as error:
             raise UserError(f"The config in {path} is of another version: {error}") from error
+        evaluations = fields.get("evaluations", {})
+        if version < 2 and fields["validation_bits_per_sample"] is not None:
+            evaluations = {fields["step"]: fields["validation_bits_per_sample"]}
         return cls(
             step=fields["step"],
             config=config,
             data_fingerprint=fields["data_fingerprint"],
-            evaluations={int(step): bits for step, bits in fields["evaluations"].items()},
-            checksums=fields["checksums"],
+            evaluations={int(step): bits for step, bits in evaluations.items()},
+            checksums=fields.get("checksums", {}),
             path=path,
         )
 

@@ -96,6 +96,20 @@ def test_the_best_is_taken_or_else_the_latest(finished, copy, metrics_of):
     assert checkpoint.find(copy).step == 12  # By number; as text, "9" would be later.
 
 
+def test_checkpoints_of_format_1_are_read(finished, copy):
+    """They knew their own likelihood only, and had no checksums."""
+    for step in (copy / "checkpoints").iterdir():
+        path = step / "meta" / "metadata"
+        fields = json.loads(path.read_text())
+        del fields["evaluations"], fields["checksums"]
+        path.write_text(json.dumps(fields | {"format_version": 1}))
+    model, meta = pf_jax.load(copy)
+    assert meta.step == checkpoint.find(finished.workdir).step
+    expected = checkpoint.find(finished.workdir).validation_bits_per_sample
+    assert meta.validation_bits_per_sample == expected
+    assert model(np.zeros((1, 3), np.int32)).shape == (1, 3, 256)
+
+
 @pytest.fixture
 def save(finished, tmp_path):
     """Saves steps one by one with these bits per sample; gives the steps that are left."""
