@@ -10,7 +10,6 @@ Example:
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import statistics
@@ -27,7 +26,6 @@ from pf_jax.data import open_dataset, train_batches
 from pf_jax.training import TrainConfig, loop
 from pf_jax.training.hosts import replicate
 from pf_jax.training.state import init_train_state, make_optimizer
-from pf_jax.training.step import DATA_AXIS, train_step
 
 _CONFIG = cli.define_config()
 _STEPS = flags.DEFINE_integer("steps", 40, "Steps of each of the turns.", lower_bound=10)
@@ -76,18 +74,7 @@ class BareStep:
         optimizer, schedule = make_optimizer(config)
         graphdef, state = init_train_state(config, optimizer)
         self._state = replicate(state)
-        self._step = jax.pmap(
-            functools.partial(
-                train_step,
-                graphdef=graphdef,
-                optimizer=optimizer,
-                schedule=schedule,
-                ema_decay=config.ema_decay,
-                accumulation_steps=config.accumulation_steps,
-            ),
-            axis_name=DATA_AXIS,
-            donate_argnums=0,
-        )
+        self._step = loop.pmap_step(config, graphdef, optimizer, schedule)
         self.seconds()  # Compiles.
 
     def seconds(self) -> float:

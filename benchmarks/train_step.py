@@ -4,7 +4,6 @@ Example:
   python -m benchmarks.train_step --config=folder --config.batch_size=1
 """
 
-import functools
 import json
 import statistics
 import time
@@ -15,9 +14,9 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
+from pf_jax.training import loop
 from pf_jax.training.hosts import replicate
 from pf_jax.training.state import init_train_state, make_optimizer
-from pf_jax.training.step import DATA_AXIS, train_step
 
 _CONFIG = cli.define_config()
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Steps that are timed, after one that compiles.")
@@ -34,18 +33,7 @@ def main(argv: Sequence[str]) -> None:
     shape = (devices, config.batch_size // devices, window)
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, shape)
     batch = {"tokens": tokens.astype(np.uint8), "length": np.full(shape[:2], window)}
-    step = jax.pmap(
-        functools.partial(
-            train_step,
-            graphdef=graphdef,
-            optimizer=optimizer,
-            schedule=schedule,
-            ema_decay=config.ema_decay,
-            accumulation_steps=config.accumulation_steps,
-        ),
-        axis_name=DATA_AXIS,
-        donate_argnums=0,
-    )
+    step = loop.pmap_step(config, graphdef, optimizer, schedule)
     state, go_on = replicate(state), np.zeros(devices, bool)
     seconds = []
     for _ in range(1 + _REPEATS.value):

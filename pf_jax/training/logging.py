@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pf_jax.errors import UserError
 from pf_jax.formats import Format
+from pf_jax.paths import is_remote
 from pf_jax.training import tensorboard
 
 _SECONDS_BETWEEN_LINES = 10.0  # Without a terminal, where every line stays.
@@ -220,7 +221,7 @@ class _Appender:
         self._path = path
         self._file = None
         self._content, self._uploaded = content, time.monotonic()
-        if not _is_remote(path):
+        if not is_remote(path):
             with _writing(path):
                 self._file = open(path, "ab")  # noqa: SIM115, the log outlives this call.
 
@@ -260,7 +261,7 @@ def _drop_later_lines(path: epath.Path, last_step: int) -> bytes:
     lines = content.splitlines(keepends=True) if last_step else []  # A new run has no earlier one.
     kept = b"".join(line for line in lines if _step_of(line) <= last_step)
     if kept != content:
-        if _is_remote(path):
+        if is_remote(path):
             path.write_bytes(kept)  # An object appears whole or not at all.
         else:
             temporary = path.with_suffix(".jsonl.tmp")
@@ -287,10 +288,6 @@ def _in_words(metrics: Mapping[str, float]) -> list[str]:
     if "samples_per_second" in metrics:
         words.append(f"{metrics['samples_per_second']:,.0f} samples/s")
     return words
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+import optax
 from etils import epath
 from flax import nnx
 from jaxtyping import Int
@@ -70,18 +71,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
 
     optimizer, schedule = make_optimizer(config)
     graphdef, state = init_train_state(config, optimizer)
-    step_fn = jax.pmap(
-        functools.partial(
-            train_step,
-            graphdef=graphdef,
-            optimizer=optimizer,
-            schedule=schedule,
-            ema_decay=config.ema_decay,
-            accumulation_steps=_parts_of_a_share(config),
-        ),
-        axis_name=DATA_AXIS,
-        donate_argnums=0,
-    )
+    step_fn = pmap_step(config, graphdef, optimizer, schedule)
     eval_fn = jax.pmap(functools.partial(eval_step, graphdef=graphdef), axis_name=DATA_AXIS)
 
     with (
@@ -156,6 +146,28 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
             watch.look_at_last()
             log.message(_conclusion(state, checkpoints))
     return first_replica(state)
+
+
+def pmap_step(
+    config: TrainConfig,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+) -> Callable:
+    """The config's `train_step` over all devices; the state that it is given is donated.
+
+    Raises:
+        UserError: A device's share of a batch cannot be taken in `accumulation_steps` parts.
+    """
+    step = functools.partial(
+        train_step,
+        graphdef=graphdef,
+        optimizer=optimizer,
+        schedule=schedule,
+        ema_decay=config.ema_decay,
+        accumulation_steps=_parts_of_a_share(config),
+    )
+    return jax.pmap(step, axis_name=DATA_AXIS, donate_argnums=0)
 
 
 def _introduction(config: TrainConfig, dataset: Dataset, resume_step: int) -> str:

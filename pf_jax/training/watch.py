@@ -95,8 +95,11 @@ class Watch:
         np.savez_compressed(kept, **batch)
         workdir = self._checkpoints.directory.parent
         file = workdir / "bad_batches" / f"step_{step}_process_{jax.process_index()}.npz"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(kept.getvalue())
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(kept.getvalue())
+        except OSError as error:  # The user has to hear of what ends the run, all the same.
+            file = f"no file ({error.strerror or error})"
         latest = self._checkpoints.latest_path()
         advice = "with a lower optimizer.learning_rate"
         if latest is not None:

@@ -219,7 +219,7 @@ def test_a_workdir_that_is_a_file(tmp_path, place):
 def test_an_object_store_gets_whole_files(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(logging.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(logging, "_is_remote", lambda path: True)
+    monkeypatch.setattr(logging, "is_remote", lambda path: True)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 3}\n')
     with RunLog(tmp_path, num_steps=9, resume_step=2) as log:
         log.train(3, {"loss": 1.0})
