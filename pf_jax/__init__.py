@@ -5,7 +5,7 @@ from pf_jax.config import PoolformerConfig
 from pf_jax.errors import UserError
 from pf_jax.poolformer import Poolformer
 from pf_jax.recurrence import linear_recurrence
-from pf_jax.sampling import generate
+from pf_jax.sampling import generate, stream
 from pf_jax.training import load
 from pf_jax.version import __version__
 
@@ -18,4 +18,5 @@ __all__ = [
     "generate",
     "linear_recurrence",
     "load",
+    "stream",
 ]

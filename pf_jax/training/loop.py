@@ -250,5 +250,6 @@ def _draw(
         jax.random.fold_in(jax.random.key(config.seed), step),
         num_samples=config.num_samples,
         num_steps=config.sample_length or config.data.window,
+        devices=jax.local_devices()[:1],  # Where the weights are; the others wait for this process.
     )
     return tokens

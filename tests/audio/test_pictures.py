@@ -195,6 +195,21 @@ def test_pictures_that_cannot_be_written(tmp_path):
         pictures.draw_waveforms(tmp_path / "file" / "a.png", [np.zeros(10)], 8_000, [""])
 
 
+@pytest.mark.parametrize("length", [1, 500, 200_000])
+def test_one_waveform_above_its_spectrogram(tmp_path, length):
+    (tmp_path / "a.png").write_bytes(pictures.waveform_png(sine(440, 8_000, 25)[:length], 8_000))
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = np.asarray(image.convert("RGBA"))
+    assert pixels.shape == (204, 1056, 4)
+    assert (pixels[0] == pixels[0, 0]).all()  # Nothing is cut off at the top.
+    assert pixels[0, 0, 3] == 0
+    left, right = (round(fraction * 1056) for fraction in pictures.INSIDE)
+    assert (pixels[90:175, left + 2 : right - 2, 3] > 250).all()  # Of a palette.
+    for bad in ([], [np.nan], np.zeros((2, 9))):
+        with pytest.raises(UserError, match="the waveform"):
+            pictures.waveform_png(bad, 8_000)
+
+
 @settings(max_examples=20, deadline=None)
 @given(*[st.integers(1, 5)] * 5)
 def test_images_are_exact_in_their_grid(tmp_path_factory, count, height, width, columns, scale):

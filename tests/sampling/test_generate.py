@@ -1,18 +1,13 @@
 """The sampler against the model's own distribution, and the same draws however they are made."""
 
-import sys
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 from flax import nnx
 
-from pf_jax import Poolformer, PoolformerConfig, UserError, generate
-
-# The module: its name in the package is that of the function.
-sampler = sys.modules["pf_jax.sampling.generate"]
+from pf_jax import Poolformer, PoolformerConfig, UserError, generate, stream
+from pf_jax.sampling import nested
 
 VOCAB = 5
 KEY = jax.random.key(7)
@@ -25,11 +20,6 @@ def model():
     model = Poolformer(config, rngs=nnx.Rngs(1))
     model.head.kernel[...] = 1.5 * model.head.kernel[...]
     return model
-
-
-@pytest.fixture(params=[1, 4], ids="chunk={}".format)
-def any_chunk(request, monkeypatch):
-    monkeypatch.setattr(sampler, "_MAX_CHUNK", request.param)
 
 
 @nnx.jit
@@ -59,21 +49,16 @@ def test_gives_tokens_of_the_vocabulary_and_a_likelihood_each(expected):
     assert likelihoods.dtype == np.float64
 
 
-def test_draws_the_same_whatever_the_chunk(model, expected, any_chunk):
-    tokens, likelihoods = generate(model, KEY, num_samples=3, num_steps=11)
+@pytest.mark.parametrize("chunk_steps", [1, 4, 9, 12])
+def test_draws_the_same_whatever_the_chunk(model, expected, chunk_steps):
+    seen = []
+    tokens, likelihoods = generate(
+        model, KEY, num_samples=3, num_steps=11, chunk_steps=chunk_steps, progress=seen.append
+    )
     np.testing.assert_array_equal(tokens, expected[0])
     np.testing.assert_allclose(likelihoods, expected[1], rtol=1e-5)
-
-
-def test_random_numbers_of_a_chunk_stay_within_their_memory(model, expected, monkeypatch):
-    monkeypatch.setattr(sampler, "_MAX_NOISE_BYTES", 2 * 4 * 3 * VOCAB)
-    seen = []
-    tokens, _ = generate(model, KEY, num_samples=3, num_steps=11, progress=seen.append)
-    assert seen == [2, 4, 6, 8, 10, 11]
-    np.testing.assert_array_equal(tokens, expected[0])
-    monkeypatch.setattr(sampler, "_MAX_NOISE_BYTES", 1)  # Less than one step needs.
-    tokens, _ = generate(model, KEY, num_samples=3, num_steps=2)
-    np.testing.assert_array_equal(tokens, expected[0][:, :2])
+    chunk = -(-chunk_steps // 3) * 3  # The pool factor is 3.
+    assert seen == [*range(chunk, 11, chunk), 11]
 
 
 def test_a_sample_does_not_depend_on_how_many_are_drawn_beside_it(model, expected):
@@ -98,8 +83,7 @@ def test_samples_and_keys_differ(model):
 
 @pytest.mark.parametrize("prompt_length", [0, 1, 6, 7])
 @pytest.mark.parametrize("own", [False, True], ids=["one prompt", "a prompt each"])
-def test_likelihood_is_that_of_the_parallel_form(model, monkeypatch, prompt_length, own):
-    monkeypatch.setattr(sampler, "_MAX_CHUNK", 4)  # 11 steps are no multiple of it.
+def test_likelihood_is_that_of_the_parallel_form(model, prompt_length, own):
     prompt = np.random.default_rng(0).integers(0, VOCAB, (3, prompt_length))
     if not own:
         prompt[:] = prompt[0]
@@ -111,12 +95,13 @@ def test_likelihood_is_that_of_the_parallel_form(model, monkeypatch, prompt_leng
         prompt=None if not prompt_length else prompt if own else prompt[0],
         temperature=0.7,
         top_p=0.9,
+        chunk_steps=3,  # 11 steps are no multiple of it.
     )
     whole = np.concatenate([prompt, tokens], axis=1)
     np.testing.assert_allclose(likelihoods, log_likelihoods(model, whole, prompt_length), rtol=1e-4)
 
 
-def test_temperature_zero_takes_the_likeliest_token(model, any_chunk):
+def test_temperature_zero_takes_the_likeliest_token(model):
     prompt = np.random.default_rng(1).integers(0, VOCAB, (3, 4))
     for top_p in (1.0, 0.5):
         tokens, _ = generate(
@@ -174,29 +159,27 @@ def test_top_p_keeps_the_nucleus_and_its_proportions(model, top_p, temperature):
         assert_drawn_from(tokens, np.where(nucleus, p, 0.0) / p[nucleus].sum())
 
 
-def test_progress_counts_the_new_tokens_of_a_sequence(model, monkeypatch):
-    monkeypatch.setattr(sampler, "_MAX_CHUNK", 4)
-    seen = []
-    generate(model, KEY, num_samples=3, num_steps=11, progress=seen.append)
-    assert seen == [4, 8, 11]
-
-
 def test_a_number_of_samples_is_compiled_once(model, monkeypatch):
-    traces, step = [], Poolformer.step
+    traces, run = [], nested.run
 
-    def counted(self, state, previous_tokens):
-        traces.append(jax.tree.map(jnp.shape, state))
-        return step(self, state, previous_tokens)
+    def counted(weights, *args):
+        traces.append(weights)
+        return run(weights, *args)
 
-    monkeypatch.setattr(Poolformer, "step", counted)
-    monkeypatch.setattr(sampler, "_MAX_CHUNK", 3)
-    generate(model, KEY, num_samples=2, num_steps=3)
+    monkeypatch.setattr(nested, "run", counted)
+    generate(model, KEY, num_samples=2, num_steps=3, chunk_steps=21)
     assert traces
     traces.clear()
-    generate(model, KEY, num_samples=2, num_steps=13)
-    generate(model, jax.random.key(1), num_samples=2, num_steps=8, temperature=0.5)
-    generate(model, KEY, num_samples=2, num_steps=8, prompt=[1, 2])
+    generate(model, KEY, num_samples=2, num_steps=50, chunk_steps=21)
+    generate(model, jax.random.key(1), num_samples=2, num_steps=8, chunk_steps=21, temperature=0.5)
+    generate(model, KEY, num_samples=2, num_steps=8, chunk_steps=21, prompt=[1, 2])
     assert not traces
+
+
+def test_a_stream_gives_what_generate_gives(model, expected):
+    chunks = stream(model, KEY, num_streams=3, chunk_steps=3)
+    tokens = np.concatenate([next(chunks).tokens for _ in range(4)], axis=1)
+    np.testing.assert_array_equal(tokens[:, :11], expected[0])
 
 
 @pytest.mark.parametrize(
@@ -210,6 +193,7 @@ def test_a_number_of_samples_is_compiled_once(model, monkeypatch):
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
         ({"top_p": float("nan")}, "top_p must be .* got nan"),
+        ({"chunk_steps": 0}, "chunk_steps must be at least 1, got 0"),
         ({"prompt": []}, r"non-empty integer array .* float64 of shape \(0,\)"),
         ({"prompt": [0.5]}, r"non-empty integer array .* float64 of shape \(1,\)"),
         ({"prompt": np.zeros((2, 0), int)}, r"non-empty .* int64 of shape \(2, 0\)"),
