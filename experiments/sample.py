@@ -156,9 +156,7 @@ def _stream(sampler: Sampler, meta: CheckpointMeta, prompt: Prompt | None) -> No
     print(f"16-bit PCM, one channel, {rate} samples per second.", file=sys.stderr)
     is_endless = _SECONDS.value is None and _NUM_STEPS.value is None
     left = None if is_endless else _length(meta)
-    position = sampler.start(
-        jax.random.key(_SEED.value), 1, None if prompt is None else prompt.tokens
-    )
+    position = sampler.start(_key(0), 1, None if prompt is None else prompt.tokens)
     new = (chunk.tokens[0] for chunk, _ in _chunks(sampler, position, meta))
     try:
         for tokens in itertools.chain([] if prompt is None else [prompt.tokens], _cut(new, left)):
@@ -195,12 +193,17 @@ def _write_files(sampler: Sampler, meta: CheckpointMeta, prompts: Sequence[Promp
     total = num_steps * num_drawn * len(prompts)
     with tqdm(total=total, unit=" samples", disable=not sys.stderr.isatty()) as bar:
         for number, prompt in enumerate(prompts):
-            key = jax.random.fold_in(jax.random.key(_SEED.value), number)
-            drawn = _draw(sampler, meta, output, prompt, key, num_steps, num_drawn, bar)
+            # What is not to be chosen from has its last name from the start.
+            names = ("candidate", 0) if _NUM_CANDIDATES.value else ("sample", len(entries))
+            paths = [
+                output / f"{names[0]}_{names[1] + i:03d}{meta.format.extension}"
+                for i in range(num_drawn)
+            ]
+            drawn = _draw(sampler, meta, paths, prompt, _key(number), num_steps, bar)
             for sample in _choose(drawn):
-                name = f"sample_{len(entries):03d}{meta.format.extension}"
-                if sample.path.name != name:
-                    sample.path = sample.path.replace(output / name)
+                path = output / f"sample_{len(entries):03d}{meta.format.extension}"
+                if sample.path != path:
+                    sample.path = sample.path.replace(path)
                 entries.append(_entry(sample, prompt, num_steps))
     seconds = time.monotonic() - start
 
@@ -225,29 +228,24 @@ def _write_files(sampler: Sampler, meta: CheckpointMeta, prompts: Sequence[Promp
 def _draw(
     sampler: Sampler,
     meta: CheckpointMeta,
-    output: epath.Path,
+    paths: Sequence[epath.Path],
     prompt: Prompt | None,
     key: jax.Array,
     num_steps: int,
-    num_drawn: int,
     bar: tqdm,
 ) -> list[Drawn]:
     """Draws from one prompt, straight into the files."""
-    name = "candidate" if _NUM_CANDIDATES.value else "drawing"
     at_once = _STREAMS_AT_ONCE * jax.local_device_count()
     all_drawn = []
-    for first in range(0, num_drawn, at_once):
-        number = min(at_once, num_drawn - first)
+    for first in range(0, len(paths), at_once):
         with contextlib.ExitStack() as files:
-            paths = [
-                output / f"{name}_{first + i:03d}{meta.format.extension}" for i in range(number)
-            ]
-            drawn = [Drawn(files.enter_context(SampleFile(p, meta.format)), p) for p in paths]
+            batch = paths[first : first + at_once]
+            drawn = [Drawn(files.enter_context(SampleFile(p, meta.format)), p) for p in batch]
             if prompt is not None:
                 for sample in drawn:
                     sample.file.append(prompt.tokens)
             position = sampler.start(
-                key, number, None if prompt is None else prompt.tokens, first_stream=first
+                key, len(batch), None if prompt is None else prompt.tokens, first_stream=first
             )
             done = 0
             for chunk, redrawn in _chunks(sampler, position, meta):
@@ -257,7 +255,7 @@ def _draw(
                     sample.log_likelihood += chunk.log_p[i, :new].sum(dtype=np.float64)
                     sample.redrawn += int(redrawn[i])
                 done += new
-                bar.update(new * number)
+                bar.update(new * len(batch))
                 if done == num_steps:
                     break
         all_drawn += drawn
@@ -309,6 +307,11 @@ def _entry(sample: Drawn, prompt: Prompt | None, num_steps: int) -> Entry:
         prompt_steps=0 if prompt is None else len(prompt.tokens),
         notes=notes,
     )
+
+
+def _key(prompt_number: int) -> jax.Array:
+    """The randomness of a prompt's samples."""
+    return jax.random.fold_in(jax.random.key(_SEED.value), prompt_number)
 
 
 def _number_of_each() -> int:

@@ -64,7 +64,9 @@ def _likeliest(p: Float[Array, "batch vocab"], top_p) -> Float[Array, "batch voc
     """Leaves the likeliest tokens that together reach `top_p`, and of equal ones all."""
     likelier = p[:, None, :] > p[:, :, None]
     before = jnp.sum(jnp.where(likelier, p[:, None, :], 0.0), axis=-1)
-    return jnp.where(before < top_p * jnp.sum(p, axis=-1, keepdims=True), p, 0.0)
+    # The likeliest stays even where `top_p` is so small that it is 0 in float32.
+    is_kept = (before < top_p * jnp.sum(p, axis=-1, keepdims=True)) | (before == 0.0)
+    return jnp.where(is_kept, p, 0.0)
 
 
 def _running_sum(x: Float[Array, "batch n"]) -> Float[Array, "batch n"]:

@@ -48,8 +48,7 @@ def guarded_chunks(
             for old, new in zip(chunk, again, strict=True):
                 old[bad] = np.asarray(new)[bad]
             position = sampler.merge(position, other, bad)
-        if chunk.tokens.size:
-            yield chunk, redrawn
+        yield chunk, redrawn
 
 
 def likelihood_band(
@@ -83,6 +82,4 @@ def likelihood_band(
 
 
 def _bits(chunk: Chunk) -> np.ndarray:
-    if not chunk.log_p.size:
-        return np.zeros(len(chunk.log_p))
     return -chunk.log_p.mean(axis=1) / math.log(2.0)

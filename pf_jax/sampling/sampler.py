@@ -118,6 +118,8 @@ class Sampler:
             UserError: An argument is out of range.
         """
         check_arguments(num_samples=num_streams)
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.wrap_key_data(key)  # As of jax.random.PRNGKey.
         prompt = _check_prompt(prompt, num_streams, self._model.config.vocab_size)
         whole = prompt.shape[1] // self._weights.period * self._weights.period
         state, previous = _score(self._model, prompt[:, :whole], self._weights.period)
@@ -145,12 +147,11 @@ class Sampler:
             attempt: Another number gives other tokens from the same position.
 
         Returns:
-            The position after the chunk, and the chunk, as arrays of JAX. Of a prompt that is no
-            multiple of the product of the pool factors the rest goes through the first chunks,
-            which have fewer new tokens, or none.
+            The position after the chunk, and the chunk, as arrays of JAX. After a prompt that is no
+            multiple of the product of the pool factors, the first one has fewer new tokens.
         """
         devices = self._devices[: position.num_streams]
-        prompt, rest = np.split(position.prompt, [self.chunk_steps], axis=1)
+        prompt = position.prompt
         streams = np.minimum(np.arange(position.keys.size), len(prompt) - 1)
         forced = np.full((len(streams), self.chunk_steps), -1, np.int32)
         forced[:, : prompt.shape[1]] = prompt[streams]
@@ -168,7 +169,7 @@ class Sampler:
             lambda x: x.reshape(-1, x.shape[-1])[: position.num_streams, prompt.shape[1] :], outputs
         )
         position = position._replace(
-            carry=carry, step=position.step + self.chunk_steps, prompt=rest
+            carry=carry, step=position.step + self.chunk_steps, prompt=prompt[:, :0]
         )
         return position, Chunk(*outputs)
 
@@ -178,9 +179,7 @@ class Sampler:
         while True:
             chunk = following
             position, following = self.advance(position)
-            chunk = Chunk(*map(np.asarray, chunk))
-            if chunk.tokens.size:
-                yield chunk
+            yield Chunk(*map(np.asarray, chunk))
 
     def merge(
         self, position: Position, other: Position, from_other: Bool[np.ndarray, "streams"]
@@ -201,12 +200,15 @@ class Sampler:
 
     def _replica(self, devices: list[jax.Device]) -> SamplerWeights:
         """The weights on each device."""
-        if len(devices) == 1:
-            return self._weights
         if len(devices) not in self._replicated:
-            self._replicated[len(devices)] = jax.pmap(
-                lambda _, weights: weights, in_axes=(0, None), axis_name=_AXIS, devices=devices
-            )(np.arange(len(devices)), self._weights)
+            if len(devices) == 1:
+                replicate = functools.partial(jax.device_put, device=devices[0])
+            else:
+                copy = jax.pmap(
+                    lambda _, weights: weights, in_axes=(0, None), axis_name=_AXIS, devices=devices
+                )
+                replicate = functools.partial(copy, np.arange(len(devices)))
+            self._replicated[len(devices)] = replicate(self._weights)
         return self._replicated[len(devices)]
 
 
@@ -322,7 +324,7 @@ def _share_out(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Each device's share of the streams, with a leading device axis where there are several."""
     number = len(devices)
     if number == 1:
-        return tree
+        return jax.device_put(tree, devices[0])
     return jax.tree.map(
         lambda x: x.reshape(number, -1, *x.shape[1:]) if x.ndim else jnp.repeat(x, number), tree
     )

@@ -75,7 +75,8 @@ def _serve(module):
 
 OWN_FLAGS = {
     *("config", "workdir", "checkpoint", "output"),
-    *("num_samples", "seconds", "temperature", "top_p", "seed"),
+    *("num_samples", "seconds", "temperature", "top_p", "seed", "guard", "num_steps"),
+    *("prompt", "prompt_seconds", "continuations", "num_candidates", "band", "stream"),
 }
 
 
@@ -179,19 +180,20 @@ def sampled(trained, tmp_path_factory):
 
 
 def bytes_of(directory):
-    return [path.read_bytes() for path in sorted(directory.iterdir())]
+    return [path.read_bytes() for path in sorted(directory.glob("*.wav"))]
 
 
 def test_samples_are_sounds_of_the_right_kind(sampled):
     directory, out = sampled["first"]
-    paths = sorted(directory.iterdir())
-    assert [path.name for path in paths] == [f"sample_00{number}.wav" for number in range(3)]
-    for path in paths:
+    names = [path.name for path in sorted(directory.iterdir())]
+    assert names == ["index.html", *(f"sample_00{number}.wav" for number in range(3))]
+    assert f"Look and listen: {directory / 'index.html'}" in out
+    for path in directory.glob("*.wav"):
         info = soundfile.info(path)
         assert (info.samplerate, info.channels, info.subtype) == (RATE, 1, "PCM_16")
         assert info.frames == 1_103  # 0.05 s, rounded up.
         assert re.search(rf"{path}  \d+\.\d{{3}} bits per sample", out)
-    assert len(list(sampled["step"][0].iterdir())) == 2
+    assert len(list(sampled["step"][0].glob("*.wav"))) == 2
     assert "checkpoints/3" in sampled["step"][1]
 
 
@@ -280,6 +282,8 @@ def test_mistakes_in_sampling(trained, tmp_path):
     shutil.rmtree(headless / "params")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")
+    silence = tmp_path / "silence.wav"
+    soundfile.write(silence, np.zeros(RATE), RATE)
     output = tmp_path / "never"
     good = [f"--checkpoint={workdir}", "--seconds=0.01", f"--output={output}"]
 
@@ -312,6 +316,18 @@ def test_mistakes_in_sampling(trained, tmp_path):
             ([*good, f"--output={tmp_path / 'file'}"], ["Cannot write", "file"]),
             ([*good, f"--output={tmp_path / 'file' / 'below'}"], ["Cannot write", "file"]),
             ([*good, "--second=1"], ["--second", "--seconds"]),
+            ([*good, "--prompt=/no/where.wav"], ["/no/where.wav", "No such file"]),
+            ([*good, f"--prompt={tmp_path / 'file'}"], ["file", "not a WAV"]),
+            ([*good, f"--prompt={silence}"], ["silence.wav", "silent"]),
+            ([*good, f"--prompt={silence}", "--prompt_seconds=0"], ["0"]),
+            ([*good, "--continuations=0"], ["--continuations", "0"]),
+            ([*good, "--num_candidates=0"], ["--num_candidates", "0"]),
+            ([*good, "--num_candidates=5"], ["leaves 3", "4 are asked for", "more candidates"]),
+            ([*good, "--num_candidates=50", "--band=0.9,0.4"], ["0 <= low < high <= 1", "0.9"]),
+            ([*good, "--num_candidates=50", "--band=best"], ["--band", "best"]),
+            ([*good, "--num_candidates=50", "--stream"], ["--stream", "--num_candidates"]),
+            ([*good, "--guard=-1"], ["--guard", "-1"]),
+            ([*good, "--num_samples=100000000", "--seconds=90000"], ["free", "--seconds"]),
         ],
     )
     assert not output.exists()  # A mistake leaves nothing behind.

@@ -7,7 +7,7 @@ import scipy.stats
 from flax import nnx
 
 from pf_jax import Poolformer, PoolformerConfig, UserError, generate, stream
-from pf_jax.sampling import nested
+from pf_jax.sampling import Sampler, nested
 
 VOCAB = 5
 KEY = jax.random.key(7)
@@ -174,6 +174,17 @@ def test_a_number_of_samples_is_compiled_once(model, monkeypatch):
     generate(model, jax.random.key(1), num_samples=2, num_steps=8, chunk_steps=21, temperature=0.5)
     generate(model, KEY, num_samples=2, num_steps=8, chunk_steps=21, prompt=[1, 2])
     assert not traces
+
+
+def test_old_keys_work_too(model, expected):
+    tokens, _ = generate(model, jax.random.PRNGKey(7), num_samples=3, num_steps=11)
+    np.testing.assert_array_equal(tokens, expected[0])
+
+
+def test_batches_of_streams_are_those_of_one_batch(model, expected):
+    sampler = Sampler(model, chunk_steps=12)
+    _, chunk = sampler.advance(sampler.start(KEY, 2, first_stream=1))
+    np.testing.assert_array_equal(chunk.tokens[:, :11], expected[0][1:])
 
 
 def test_a_stream_gives_what_generate_gives(model, expected):
