@@ -36,6 +36,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Runs that are timed, after one th
 def main(argv: Sequence[str]) -> None:
     """Runs the benchmark."""
     del argv
+    cli.share_cpu()
     jax.config.update("jax_enable_compilation_cache", False)  # What compiling takes is shown, too.
     model = Poolformer(_CONFIG.value.model, rngs=nnx.Rngs(0))
     weights = lay_out(model)

@@ -90,6 +90,17 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
         sys.exit(130)
 
 
+def share_cpu() -> None:
+    """Makes each core of the processor a JAX device, for commands that share work out over devices.
+
+    Must come before anything is computed. Where the number was chosen already, or there is an
+    accelerator, it changes nothing.
+    """
+    is_chosen = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices < 1 and not is_chosen:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
 def presets() -> list[str]:
     """The names that `--config` knows."""
     return sorted(p.stem for p in CONFIG_DIRECTORY.glob("*.py") if p.stem != "__init__")

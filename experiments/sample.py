@@ -99,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     del argv
     _check_flags()
+    cli.share_cpu()
     model, meta = load(_CHECKPOINT.value)
     prompts = [
         read_prompt(path, meta.config.data, seconds=_PROMPT_SECONDS.value) for path in _PROMPT.value

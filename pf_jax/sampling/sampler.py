@@ -240,7 +240,7 @@ def _run(inputs, limits, devices: tuple[jax.Device, ...]):
     weights, _, keys, *_ = inputs
     structure = jax.tree.structure(weights)
     # Products of matrices, which more streams or a top-p bring, XLA does not put into one kernel.
-    is_chain = keys.size == 1 and limits[1] is None and devices[0].platform == "cpu"
+    is_chain = keys.shape[-1] == 1 and limits[1] is None and devices[0].platform == "cpu"
     if is_chain and structure not in _refused:
         try:
             return _program(devices, True)(*inputs, *limits)
