@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     cli.share_cpu()
     jax.config.update("jax_enable_compilation_cache", False)  # What compiling takes is shown, too.
     model = Poolformer(_CONFIG.value.model, rngs=nnx.Rngs(0))
-    weights = lay_out(model)
+    weights = lay_out(model, jax.devices()[0].platform)
     work = _work(weights)
     num_bytes, products = sum(level[0] for level in work), sum(level[1] for level in work)
     bandwidths, peak = [_measured_bandwidth(level[2]) for level in work], _measured_peak()

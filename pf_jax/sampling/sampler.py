@@ -88,11 +88,11 @@ class Sampler:
         """
         check_arguments(temperature=temperature, top_p=top_p, chunk_steps=chunk_steps)
         self._model = model
-        self._weights = lay_out(model)
+        self._devices = list(jax.local_devices() if devices is None else devices)
+        self._weights = lay_out(model, self._devices[0].platform)
         period = self._weights.period
         self.chunk_steps = -(-chunk_steps // period) * period
         self._limits = jnp.float32(temperature), None if top_p == 1.0 else jnp.float32(top_p)
-        self._devices = list(jax.local_devices() if devices is None else devices)
         self._replicated = {}
 
     def start(

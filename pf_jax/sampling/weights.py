@@ -241,9 +241,21 @@ class SamplerWeights:
         return period
 
 
+def lay_out(model: Poolformer, platform: str = "default") -> SamplerWeights:
+    """The weights of a model for `pf_jax.sampling.nested`.
+
+    Args:
+        model: The model.
+        platform: Of the devices; a "cpu" has no products of bfloat16, and gets float32.
+    """
+    weights = _lay_out(model)
+    if platform != "cpu":
+        return weights
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, weights)
+
+
 @nnx.jit
-def lay_out(model: Poolformer) -> SamplerWeights:
-    """The weights of a model for `pf_jax.sampling.nested`."""
+def _lay_out(model: Poolformer) -> SamplerWeights:
     levels, body = [], model.body
     while not body.is_innermost:
         levels.append(LevelWeights.lay_out(body))
