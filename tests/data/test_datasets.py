@@ -355,4 +355,4 @@ def test_each_preset_trains_on_its_data(tmp_path, name, monkeypatch):
         env=environment,
     )
     extension = {"enwik8": "txt", "cifar10": "png"}.get(name, "wav")
-    assert os.listdir(samples) == [f"sample_000.{extension}"]
+    assert sorted(os.listdir(samples)) == ["index.html", f"sample_000.{extension}"]
