@@ -22,7 +22,6 @@ demo: setup
 	$(BIN)/python -m experiments.train --config=demo --workdir=$(DEMO)/run
 	$(BIN)/python -m experiments.baseline --config=demo
 	$(BIN)/python -m experiments.sample --checkpoint=$(DEMO)/run --num_samples=4 --seconds=6 --output=$(DEMO)/samples
-	@echo "Look and listen: $(DEMO)/samples/index.html"
 
 test: setup lint
 	$(BIN)/python -m pytest -n auto --dist=loadgroup

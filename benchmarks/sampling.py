@@ -23,19 +23,29 @@ from flax import nnx
 
 from experiments import cli
 from pf_jax import Poolformer
-from pf_jax.sampling import Sampler
+from pf_jax.errors import UserError
+from pf_jax.sampling import Sampler, check_arguments
 from pf_jax.sampling.nested import make_carry
 from pf_jax.sampling.weights import SamplerWeights, lay_out, rms_scale
 
 _CONFIG = cli.define_config()
 _STREAMS = flags.DEFINE_list("streams", ["1", "16", "256"], "Sequences drawn beside each other.")
-_CHUNKS = flags.DEFINE_integer("chunks", 4, "Chunks of 1,024 samples in a run.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Runs that are timed, after one that compiles.")
+_CHUNKS = flags.DEFINE_integer("chunks", 4, "Chunks of 1,024 samples in a run.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "Runs that are timed, after one that compiles.", lower_bound=1
+)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the benchmark."""
     del argv
+    try:
+        all_streams = [int(text) for text in _STREAMS.value]
+        check_arguments(num_samples=min(all_streams))
+    except ValueError:
+        raise UserError(
+            f"--streams must be like 1,16,256, got {','.join(_STREAMS.value)}."
+        ) from None
     cli.share_cpu()
     jax.config.update("jax_enable_compilation_cache", False)  # What compiling takes is shown, too.
     model = Poolformer(_CONFIG.value.model, rngs=nnx.Rngs(0))
@@ -45,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     bandwidths, peak = [_measured_bandwidth(level[2]) for level in work], _measured_peak()
     reading = sum(level[0] / speed for level, speed in zip(work, bandwidths, strict=True))
     results = []
-    for streams in map(int, _STREAMS.value):
+    for streams in all_streams:
         sampler = Sampler(model)
         start = time.perf_counter()
         position, _ = jax.block_until_ready(

@@ -98,7 +98,9 @@ def share_cpu() -> None:
     """
     is_chosen = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices < 1 and not is_chosen:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        # Where the system can tell, the cores that this process may use.
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+        jax.config.update("jax_num_cpu_devices", len(cores) or os.cpu_count() or 1)
 
 
 def presets() -> list[str]:

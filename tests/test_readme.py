@@ -27,9 +27,9 @@ def home(tmp_path):
     """A home directory with some recordings, and small widths for whatever is trained in it."""
     home = tmp_path / "home"
     rng = np.random.default_rng(0)
-    for number in range(3):
+    for name in ("tune", "second", "third"):
         noise = np.convolve(rng.normal(size=16_000), np.ones(20) / 20, "same")
-        audio.write(home / "music" / f"{number}.wav", 0.5 * noise / np.abs(noise).max(), 16_000)
+        audio.write(home / "music" / f"{name}.wav", 0.5 * noise / np.abs(noise).max(), 16_000)
     return home
 
 

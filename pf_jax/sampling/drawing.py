@@ -61,12 +61,25 @@ def log_probability(
 
 
 def _likeliest(p: Float[Array, "batch vocab"], top_p) -> Float[Array, "batch vocab"]:
-    """Leaves the likeliest tokens that together reach `top_p`, and of equal ones all."""
-    likelier = p[:, None, :] > p[:, :, None]
-    before = jnp.sum(jnp.where(likelier, p[:, None, :], 0.0), axis=-1)
-    # The likeliest stays even where `top_p` is so small that it is 0 in float32.
-    is_kept = (before < top_p * jnp.sum(p, axis=-1, keepdims=True)) | (before == 0.0)
-    return jnp.where(is_kept, p, 0.0)
+    """Leaves the likeliest tokens that together reach `top_p`, and of equal ones all.
+
+    A token stays if the likelier ones do not reach it without. How likely the least likely one is
+    that stays, bisection finds: numbers above 0 are in the order of their bits, so that 31 halvings
+    are exact. The likeliest stays in any case.
+    """
+    bits = jax.lax.bitcast_convert_type(p, jnp.int32)
+    enough = top_p * jnp.sum(p, axis=-1)
+
+    def halve(_, bounds):
+        too_low, kept = bounds
+        middle = too_low + (kept - too_low) // 2
+        likelier = jnp.sum(jnp.where(bits > middle[:, None], p, 0.0), axis=-1)
+        is_kept = likelier < enough
+        return jnp.where(is_kept, too_low, middle), jnp.where(is_kept, middle, kept)
+
+    highest = jnp.max(bits, axis=-1)
+    _, least = jax.lax.fori_loop(0, 31, halve, (jnp.full_like(highest, -1), highest))
+    return jnp.where(bits >= least[:, None], p, 0.0)
 
 
 def _running_sum(x: Float[Array, "batch n"]) -> Float[Array, "batch n"]:

@@ -7,6 +7,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from etils import epath
@@ -88,7 +89,10 @@ class SampleFile:
 
 
 class _Growing:
-    """A WAV file with one channel of 16-bit PCM that is whole after each piece."""
+    """A WAV file with one channel of 16-bit PCM that is whole after each piece.
+
+    Between the pieces it is closed: thousands of streams are more than a process may have open.
+    """
 
     def __init__(self, path: epath.Path, format: AudioFormat):
         self._path = path
@@ -96,15 +100,9 @@ class _Growing:
         self._num_samples = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Without a buffer, what is written is not lost with the process, and what could not be
-            # written is known at once.
-            self._file = open(path, "wb", buffering=0)  # noqa: SIM115
+            with open(path, "wb", buffering=0) as file:
+                self._write_header(file)
         except OSError as error:
-            raise _cannot_write(path, error) from error
-        try:
-            self._write_header()
-        except OSError as error:
-            self._file.close()
             raise _cannot_write(path, error) from error
 
     def append(self, tokens: np.ndarray) -> None:
@@ -114,35 +112,26 @@ class _Growing:
                 f"Cannot write {self._path}: a WAV file holds at most {MAX_SOUND_TOKENS:,} samples."
             )
         try:
-            try:
-                self._write(_HEADER.size + 2 * self._num_samples, pcm.tobytes())
-            finally:  # Of a piece that is not written to its end, the beginning counts.
-                self._num_samples = max(0, self._file.tell() - _HEADER.size) // 2
-                self._write_header()
+            # Without a buffer, what could not be written is known at once.
+            with open(self._path, "r+b", buffering=0) as file:
+                try:
+                    _write_at(file, _HEADER.size + 2 * self._num_samples, pcm.tobytes())
+                finally:  # Of a piece that is not written to its end, the beginning counts.
+                    self._num_samples = max(0, file.tell() - _HEADER.size) // 2
+                    self._write_header(file)
+                    # A disk that became full may have taken half a sample.
+                    file.truncate(_HEADER.size + 2 * self._num_samples)
         except OSError as error:
             raise _cannot_write(self._path, error) from error
 
     def close(self) -> None:
-        if self._file.closed:
-            return
-        try:
-            with self._file:
-                # A disk that became full may have taken half a sample.
-                self._file.truncate(_HEADER.size + 2 * self._num_samples)
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
+        """The file is whole already."""
 
-    def _write_header(self) -> None:
+    def _write_header(self, file: BinaryIO) -> None:
         size, rate = 2 * self._num_samples, self._format.sample_rate
         riff = (b"RIFF", _HEADER.size - 8 + size, b"WAVE")
         fmt = (b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)  # PCM, one channel, 2 bytes a sample.
-        self._write(0, _HEADER.pack(*riff, *fmt, b"data", size))
-
-    def _write(self, position: int, data: bytes) -> None:
-        self._file.seek(position)
-        rest = memoryview(data)
-        while rest:  # A file without a buffer may take a part, and fail only at the next.
-            rest = rest[self._file.write(rest) :]
+        _write_at(file, 0, _HEADER.pack(*riff, *fmt, b"data", size))
 
 
 class _Gathered:
@@ -209,6 +198,13 @@ def _size(num_bytes: int, rounding: Callable[[float], int]) -> str:
     """Says a size; what is needed is rounded up and what is free down, so that they differ."""
     unit, name = (1e9, "GB") if num_bytes >= 1e9 else (1e6, "MB")
     return f"{rounding(10 * num_bytes / unit) / 10:,.1f} {name}"
+
+
+def _write_at(file: BinaryIO, position: int, data: bytes) -> None:
+    file.seek(position)
+    rest = memoryview(data)
+    while rest:  # A file without a buffer may take a part, and fail only at the next.
+        rest = rest[file.write(rest) :]
 
 
 def _cannot_write(path: epath.Path, error: OSError) -> UserError:

@@ -239,8 +239,8 @@ def _run(inputs, limits, devices: tuple[jax.Device, ...]):
     """A chunk on one device or several."""
     weights, _, keys, *_ = inputs
     structure = jax.tree.structure(weights)
-    # Products of matrices, which more streams or a top-p bring, XLA does not put into one kernel.
-    is_chain = keys.shape[-1] == 1 and limits[1] is None and devices[0].platform == "cpu"
+    # Products of matrices, which more streams bring, XLA does not put into one kernel.
+    is_chain = keys.shape[-1] == 1 and devices[0].platform == "cpu"
     if is_chain and structure not in _refused:
         try:
             return _program(devices, True)(*inputs, *limits)
@@ -325,9 +325,16 @@ def _share_out(tree: Any, devices: Sequence[jax.Device]) -> Any:
     number = len(devices)
     if number == 1:
         return jax.device_put(tree, devices[0])
-    return jax.tree.map(
+    shares = jax.tree.map(
         lambda x: x.reshape(number, -1, *x.shape[1:]) if x.ndim else jnp.repeat(x, number), tree
     )
+    return _placed(tuple(devices))(shares)
+
+
+@functools.cache
+def _placed(devices: tuple[jax.Device, ...]) -> Callable:
+    """Puts shares on devices as `_program` does, which would else be compiled for each way."""
+    return jax.pmap(lambda shares: shares, axis_name=_AXIS, devices=devices)
 
 
 def _check_prompt(prompt, num_samples: int, vocab_size: int) -> Int[np.ndarray, "#streams time"]:

@@ -194,6 +194,18 @@ FOUR_DEVICES = """
     }
     with open(sys.argv[2], "wb") as file:
         pickle.dump(results, file)
+
+    compiled = []  # Also for what it was given by itself, the program is compiled once.
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    sampler = test_sampler.Sampler(model, chunk_steps=18)
+    position, _ = sampler.advance(sampler.start(test_sampler.KEY, 8))
+    assert compiled
+    compiled.clear()
+    for _ in range(2):
+        position, _ = sampler.advance(position)
+    assert not compiled
 """
 
 
@@ -364,11 +376,11 @@ def test_only_what_xla_cannot_do_is_done_otherwise(model, programs, monkeypatch)
     assert programs == [True]
 
 
-def test_more_streams_or_top_p_are_not_one_kernel(model, programs):
-    for num_streams, top_p in ((2, 1.0), (1, 0.9)):
+def test_one_stream_is_one_kernel_with_top_p_too_and_two_are_not(model, programs):
+    for num_streams, top_p in ((1, 1.0), (1, 0.9), (2, 1.0)):
         sampler = Sampler(model, chunk_steps=24, top_p=top_p)
         sampler.advance(sampler.start(KEY, num_streams))
-    assert programs == [False, False]
+    assert programs == [True, True, False]  # None was asked twice, as it is when refused.
 
 
 @pytest.mark.parametrize("num_streams", [1, 2])
