@@ -170,27 +170,17 @@ def _stream(sampler: Sampler, meta: CheckpointMeta, prompt: Prompt | None) -> No
         )
     print(f"16-bit PCM, one channel, {rate} samples per second.", file=sys.stderr)
     is_endless = _SECONDS.value is None and _NUM_STEPS.value is None
-    left = None if is_endless else _length(meta)
+    num_steps = None if is_endless else _length(meta)
     position = sampler.start(_key(0), 1, None if prompt is None else prompt.tokens)
-    new = (chunk.tokens[0] for chunk, _ in _chunks(sampler, position, meta))
+    new = (chunk.tokens[0] for chunk, _ in _chunks(sampler, position, meta, num_steps))
     try:
-        for tokens in itertools.chain([] if prompt is None else [prompt.tokens], _cut(new, left)):
+        for tokens in itertools.chain([] if prompt is None else [prompt.tokens], new):
             pcm = to_pcm(meta.audio_format.decode(tokens))
             sys.stdout.buffer.write(pcm.astype("<i2").tobytes())
             sys.stdout.buffer.flush()
     except BrokenPipeError:
         # The player was closed. Python flushes once more at its end, to where nobody minds.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _cut(pieces: Iterator[np.ndarray], length: int | None) -> Iterator[np.ndarray]:
-    """The first so many tokens of pieces; all, if None."""
-    for piece in pieces:
-        yield piece[:length]
-        if length is not None:
-            length -= len(piece[:length])
-            if length == 0:
-                return
 
 
 def _write_files(sampler: Sampler, meta: CheckpointMeta, prompts: Sequence[Prompt | None]) -> None:
@@ -262,34 +252,30 @@ def _draw(
             position = sampler.start(
                 key, len(batch), None if prompt is None else prompt.tokens, first_stream=first
             )
-            done = 0
-            for chunk, redrawn in _chunks(sampler, position, meta):
-                new = min(chunk.tokens.shape[1], num_steps - done)
+            for chunk, redrawn in _chunks(sampler, position, meta, num_steps):
                 for i, sample in enumerate(drawn):
-                    sample.file.append(chunk.tokens[i, :new])
-                    sample.log_likelihood += chunk.log_p[i, :new].sum(dtype=np.float64)
+                    sample.file.append(chunk.tokens[i])
+                    sample.log_likelihood += chunk.log_p[i].sum(dtype=np.float64)
                     sample.redrawn += int(redrawn[i])
-                done += new
-                bar.update(new * len(batch))
-                if done == num_steps:
-                    break
+                bar.update(chunk.tokens.size)
         all_drawn += drawn
     return all_drawn
 
 
 def _chunks(
-    sampler: Sampler, position: Position, meta: CheckpointMeta
+    sampler: Sampler, position: Position, meta: CheckpointMeta, num_steps: int | None
 ) -> Iterator[tuple[Chunk, np.ndarray]]:
     """Chunks, and which of their streams the guard drew again."""
     if _GUARD.value is None:
-        return ((chunk, np.zeros(len(chunk.tokens), bool)) for chunk in sampler.chunks(position))
+        nowhere = np.zeros(position.num_streams, bool)
+        return ((chunk, nowhere) for chunk in sampler.chunks(position, num_steps))
     if meta.validation_bits_per_sample is None:
         raise UserError(
             f"--guard compares with the validation data, and {meta.path} was never evaluated: "
             "train with --config.eval_every above 0, or leave --guard out."
         )
     most_bits = meta.validation_bits_per_sample + _GUARD.value
-    return guarded_chunks(sampler, position, most_bits=most_bits)
+    return guarded_chunks(sampler, position, num_steps, most_bits=most_bits)
 
 
 def _choose(drawn: list[Drawn]) -> list[Drawn]:

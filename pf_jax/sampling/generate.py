@@ -23,9 +23,10 @@ def generate(
 ) -> tuple[Int[np.ndarray, "samples steps"], Float[np.ndarray, "samples"]]:
     """Draws sequences of tokens from the model, all in step with each other.
 
-    The program is compiled once for a number of samples, whatever the length: it runs over chunks
-    of steps whose state is carried. A sample depends on `key` and its own number only, not on how
-    many others are drawn beside it nor how long they are. All local devices share the samples.
+    The program is compiled once for a number of samples, whatever the length (if it fills a chunk):
+    it runs over chunks of steps whose state is carried. A sample depends on `key` and its own
+    number only, not on how many others are drawn beside it nor how long they are. All local devices
+    share the samples.
 
     Args:
         model: The model.
@@ -48,20 +49,18 @@ def generate(
         UserError: An argument is out of range.
     """
     check_arguments(num_samples=num_samples, num_steps=num_steps)
-    options = {"temperature": temperature, "top_p": top_p, **options}
+    options = {"chunk_steps": min(1024, num_steps), **options}
+    sampler = Sampler(model, temperature=temperature, top_p=top_p, **options)
+    tokens, done = np.empty((num_samples, num_steps), np.int32), 0
     # Summed in float64: of millions of steps, float32 would lose the likely ones altogether.
     likelihoods = np.zeros(num_samples)
-    tokens = np.empty((num_samples, num_steps), np.int32)
-    done = 0
-    for chunk in stream(model, key, num_streams=num_samples, prompt=prompt, **options):
-        new = min(chunk.tokens.shape[1], num_steps - done)
-        tokens[:, done : done + new] = chunk.tokens[:, :new]
-        likelihoods += chunk.log_p[:, :new].sum(axis=1, dtype=np.float64)
+    for chunk in sampler.chunks(sampler.start(key, num_samples, prompt), num_steps):
+        new = chunk.tokens.shape[1]
+        tokens[:, done : done + new] = chunk.tokens
+        likelihoods += chunk.log_p.sum(axis=1, dtype=np.float64)
         done += new
         if progress is not None:
             progress(done)
-        if done == num_steps:
-            break
     return tokens, likelihoods
 
 

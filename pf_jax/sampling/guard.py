@@ -16,7 +16,7 @@ _ATTEMPTS = 8
 
 
 def guarded_chunks(
-    sampler: Sampler, position: Position, *, most_bits: float
+    sampler: Sampler, position: Position, num_steps: int | None = None, *, most_bits: float
 ) -> Iterator[tuple[Chunk, Bool[np.ndarray, "streams"]]]:
     """Chunk after chunk, of which those that collapse into noise are drawn again.
 
@@ -29,12 +29,14 @@ def guarded_chunks(
     Args:
         sampler: The model; its chunk is what is judged, and what is lost.
         position: Where the sequences stand.
+        num_steps: How many new tokens in all; the last chunk is cut. None has no end.
         most_bits: The mean bits per sample up to which a chunk is good.
 
     Yields:
         The chunk, and which streams of it were drawn again.
     """
-    while True:
+    left = math.inf if num_steps is None else num_steps
+    while left > 0:
         start = position
         position, chunk = sampler.advance(start)
         chunk = Chunk(*map(np.array, chunk))
@@ -48,7 +50,9 @@ def guarded_chunks(
             for old, new in zip(chunk, again, strict=True):
                 old[bad] = np.asarray(new)[bad]
             position = sampler.merge(position, other, bad)
-        yield chunk, redrawn
+        new = min(left, chunk.tokens.shape[1])
+        left -= new
+        yield Chunk(*(x[:, :new] for x in chunk)), redrawn
 
 
 def likelihood_band(

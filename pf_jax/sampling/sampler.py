@@ -1,6 +1,7 @@
 """A model as a source of tokens: compiled once, asked for chunk after chunk, on all devices."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -173,13 +174,22 @@ class Sampler:
         )
         return position, Chunk(*outputs)
 
-    def chunks(self, position: Position) -> Iterator[Chunk]:
-        """Chunk after chunk, without end, as NumPy arrays. The next is in the making meanwhile."""
+    def chunks(self, position: Position, num_steps: int | None = None) -> Iterator[Chunk]:
+        """Chunk after chunk, as NumPy arrays. The next is in the making meanwhile.
+
+        Args:
+            position: Where the sequences stand.
+            num_steps: How many new tokens in all; the last chunk is cut. None has no end.
+        """
+        left = math.inf if num_steps is None else num_steps
         position, following = self.advance(position)
-        while True:
+        while left > 0:
             chunk = following
-            position, following = self.advance(position)
-            yield Chunk(*map(np.asarray, chunk))
+            new = min(left, chunk.tokens.shape[1])
+            left -= new
+            if left > 0:
+                position, following = self.advance(position)
+            yield Chunk(*(np.asarray(x)[:, :new] for x in chunk))
 
     def merge(
         self, position: Position, other: Position, from_other: Bool[np.ndarray, "streams"]

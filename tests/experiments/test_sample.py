@@ -147,9 +147,9 @@ def test_a_closed_pipe_ends_an_endless_stream_quietly(checkpoint):
 
 def test_the_guard_compares_with_the_validation_data(checkpoint, ten, tmp_path):
     """At 10 bits more nothing is noise. What is drawn too hot is, and the page says so."""
-    paths, _ = sample(checkpoint, tmp_path / "calm", "--guard=10", "--num_samples=10")
-    assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in ten[0]]
-    hot = ("--temperature=100", "--num_samples=4")
+    paths, _ = sample(checkpoint, tmp_path / "calm", "--guard=10", "--num_samples=2")
+    assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in ten[0][:2]]
+    hot = ("--temperature=100", "--num_samples=2")
     plain, _ = sample(checkpoint, tmp_path / "hot", *hot)
     paths, bits = sample(checkpoint, tmp_path / "guarded", *hot, "--guard=0.01")
     assert [p.read_bytes() for p in paths] != [p.read_bytes() for p in plain]

@@ -176,6 +176,23 @@ def test_a_number_of_samples_is_compiled_once(model, monkeypatch):
     assert not traces
 
 
+def test_no_more_chunks_are_drawn_than_are_needed(model, monkeypatch):
+    steps, advance = [], Sampler.advance
+
+    def counted(self, position):
+        steps.append(self.chunk_steps)
+        return advance(self, position)
+
+    monkeypatch.setattr(Sampler, "advance", counted)
+    for num_steps, chunks in ((9, [3] * 3), (10, [3] * 4)):
+        steps.clear()
+        generate(model, KEY, num_samples=2, num_steps=num_steps, chunk_steps=3)
+        assert steps == chunks
+    steps.clear()
+    generate(model, KEY, num_samples=2, num_steps=2)
+    assert steps == [3]  # A short sample does not pay for a long chunk.
+
+
 def test_old_keys_work_too(model, expected):
     tokens, _ = generate(model, jax.random.PRNGKey(7), num_samples=3, num_steps=11)
     np.testing.assert_array_equal(tokens, expected[0])
