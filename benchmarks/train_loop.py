@@ -25,6 +25,7 @@ from experiments import cli
 from pf_jax.data import open_dataset, train_batches
 from pf_jax.training import TrainConfig, loop
 from pf_jax.training.hosts import replicate
+from pf_jax.training.parallel import parallel_train_step
 from pf_jax.training.state import init_train_state, make_optimizer
 
 _CONFIG = cli.define_config()
@@ -74,7 +75,7 @@ class BareStep:
         optimizer, schedule = make_optimizer(config)
         graphdef, state = init_train_state(config, optimizer)
         self._state = replicate(state)
-        self._step = loop.pmap_step(config, graphdef, optimizer, schedule)
+        self._step = parallel_train_step(config, graphdef, optimizer, schedule)
         self.seconds()  # Compiles.
 
     def seconds(self) -> float:

@@ -14,8 +14,8 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from pf_jax.training import loop
 from pf_jax.training.hosts import replicate
+from pf_jax.training.parallel import parallel_train_step
 from pf_jax.training.state import init_train_state, make_optimizer
 
 _CONFIG = cli.define_config()
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     shape = (devices, config.batch_size // devices, window)
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, shape)
     batch = {"tokens": tokens.astype(np.uint8), "length": np.full(shape[:2], window)}
-    step = loop.pmap_step(config, graphdef, optimizer, schedule)
+    step = parallel_train_step(config, graphdef, optimizer, schedule)
     state, go_on = replicate(state), np.zeros(devices, bool)
     seconds = []
     for _ in range(1 + _REPEATS.value):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-import optax
 from etils import epath
 from flax import nnx
 from jaxtyping import Int
@@ -23,6 +22,7 @@ from pf_jax.training.checkpoint import warm_start
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.hosts import StopRequest, first_replica, first_then_others, replicate
 from pf_jax.training.logging import RunLog
+from pf_jax.training.parallel import parallel_eval_step, parallel_train_step
 from pf_jax.training.profiler import Profiler
 from pf_jax.training.saving import Checkpoints
 from pf_jax.training.state import (
@@ -32,7 +32,7 @@ from pf_jax.training.state import (
     make_optimizer,
     merge_model,
 )
-from pf_jax.training.step import DATA_AXIS, Batch, eval_step, train_step
+from pf_jax.training.step import Batch
 from pf_jax.training.watch import Watch
 
 _NATS_TO_BITS = 1.0 / math.log(2.0)
@@ -71,8 +71,8 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
 
     optimizer, schedule = make_optimizer(config)
     graphdef, state = init_train_state(config, optimizer)
-    step_fn = pmap_step(config, graphdef, optimizer, schedule)
-    eval_fn = jax.pmap(functools.partial(eval_step, graphdef=graphdef), axis_name=DATA_AXIS)
+    step_fn = parallel_train_step(config, graphdef, optimizer, schedule)
+    eval_fn = parallel_eval_step(graphdef)
 
     with (
         Checkpoints(workdir, config, dataset.fingerprint) as checkpoints,
@@ -148,28 +148,6 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
     return first_replica(state)
 
 
-def pmap_step(
-    config: TrainConfig,
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-) -> Callable:
-    """The config's `train_step` over all devices; the state that it is given is donated.
-
-    Raises:
-        UserError: A device's share of a batch cannot be taken in `accumulation_steps` parts.
-    """
-    step = functools.partial(
-        train_step,
-        graphdef=graphdef,
-        optimizer=optimizer,
-        schedule=schedule,
-        ema_decay=config.ema_decay,
-        accumulation_steps=_parts_of_a_share(config),
-    )
-    return jax.pmap(step, axis_name=DATA_AXIS, donate_argnums=0)
-
-
 def _introduction(config: TrainConfig, dataset: Dataset, resume_step: int) -> str:
     """What a person wants to know before waiting."""
     splits = ", ".join(
@@ -210,17 +188,6 @@ def _conclusion(state: TrainState, checkpoints: Checkpoints) -> str:
         best = min(evaluations, key=evaluations.get)
         lines.append(f"best validation {evaluations[best]:.4f} bits/sample, at step {best}")
     return f"{'; '.join(lines)}. Checkpoints: {checkpoints.directory}."
-
-
-def _parts_of_a_share(config: TrainConfig) -> int:
-    """Checks that each device's share of a batch can be taken in parts, and gives their number."""
-    share, parts = config.batch_size // jax.device_count(), config.accumulation_steps
-    if share % parts:
-        raise UserError(
-            f"accumulation_steps={parts} does not divide the {share} windows of a device "
-            f"(batch_size={config.batch_size} on {jax.device_count()} devices)."
-        )
-    return parts
 
 
 def _evaluate(

@@ -1,6 +1,6 @@
 """The SPMD training step: written for one device, with collectives over the axis `DATA_AXIS`.
 
-`jax.pmap(train_step, axis_name=DATA_AXIS)` runs it over all devices of all hosts.
+`pf_jax.training.parallel` runs it over all devices of all hosts.
 """
 
 import functools
