@@ -14,7 +14,6 @@ from jaxtyping import Int
 
 from pf_jax.data import Dataset, eval_batches, open_dataset, train_batches
 from pf_jax.data.windows import Windows
-from pf_jax.errors import UserError
 from pf_jax.paths import checked_path
 from pf_jax.sampling import generate
 from pf_jax.training import summary

@@ -1,4 +1,4 @@
-"""The steps of one device, run over all of them: the only place that says how devices share work."""
+"""The steps of one device, run over all of them: all that is said of how devices share work."""
 
 import functools
 from collections.abc import Callable, Sequence

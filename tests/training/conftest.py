@@ -11,7 +11,7 @@ import soundfile
 
 from pf_jax.config import PoolformerConfig
 from pf_jax.data import DataConfig
-from pf_jax.training import OptimizerConfig, TrainConfig, TrainState, loop
+from pf_jax.training import OptimizerConfig, TrainConfig, TrainState, loop, parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def finished(tiny_config, tmp_path_factory) -> Run:
     """The tiny run, trained to its end in one go, with the checkpoints of steps 3, 6, 9 and 12."""
     config = dataclasses.replace(tiny_config, keep_latest=4)
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    traces, train_step = [], loop.train_step
+    traces, train_step = [], parallel.train_step
     initial, replicate = [], loop.replicate
 
     def traced(*args, **kwargs):
@@ -80,7 +80,7 @@ def finished(tiny_config, tmp_path_factory) -> Run:
         return initial[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", traced)
+        patch.setattr(parallel, "train_step", traced)
         patch.setattr(loop, "replicate", kept)
         state = loop.train(config, workdir)
     return Run(config, workdir, state, len(traces), initial[0])

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from pf_jax.errors import UserError
-from pf_jax.training import checkpoint, loop, train
+from pf_jax.training import checkpoint, loop, parallel, train
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def poisoned(monkeypatch):
     """A function that makes the gradients of some steps NaN, in the step itself."""
 
     def poison(*steps):
-        original = loop.train_step
+        original = parallel.train_step
 
         def train_step(state, batch, stop, **kwargs):
             bad = jax.numpy.isin(state.step + 1, jax.numpy.array(steps))
@@ -45,7 +45,7 @@ def poisoned(monkeypatch):
             kept = jax.tree.map(lambda n, o: jax.numpy.where(bad, o, n), new.params, state.params)
             return new._replace(params=kept), metrics
 
-        monkeypatch.setattr(loop, "train_step", train_step)
+        monkeypatch.setattr(parallel, "train_step", train_step)
 
     return poison
 
