@@ -11,32 +11,23 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from pf_jax import UserError, linear_recurrence
-from pf_jax.recurrence import IMPLEMENTATIONS
+from pf_jax.recurrence import IMPLEMENTATIONS, choice, recurrence
+from pf_jax.recurrence.coefficients import PLAIN
+from tests.recurrence.definition import (
+    DECAYS,
+    assert_close,
+    double,
+    loop,
+    loop_gradients,
+    random_problem,
+)
 
-every_implementation = pytest.mark.parametrize("implementation", ["auto", *IMPLEMENTATIONS])
+# Kernels of other platforms have tests of their own.
+PORTABLE = [name for name, x in IMPLEMENTATIONS.items() if x.platform in (None, "cpu")]
 
-# Of the sum of the magnitudes of all terms: float32 rounds to 6e-8 of a term, some of them often.
-ROUNDING = 1e-6
+CUSTOM_CALLS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "triton_kernel_call")
 
-
-def loop(a, b, h0):
-    """The definition."""
-    h, states = h0, np.empty_like(b)
-    for t in range(a.shape[1]):
-        h = a[:, t] * h + b[:, t]
-        states[:, t] = h
-    return states
-
-
-def loop_gradients(a, b, h0, dh):
-    """Gradients of `sum(dh * h)` with respect to a, b and h0, by the chain rule, from the end."""
-    previous = np.concatenate([h0[:, None], loop(a, b, h0)[:, :-1]], axis=1)
-    da, db, g = np.empty_like(a), np.empty_like(b), np.zeros_like(h0)
-    for t in reversed(range(a.shape[1])):
-        g = g + dh[:, t]
-        da[:, t], db[:, t] = g * previous[:, t], g
-        g = g * a[:, t]
-    return da, db, g
+every_implementation = pytest.mark.parametrize("implementation", ["auto", *PORTABLE])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -51,18 +42,6 @@ def value_and_gradients(implementation, a, b, h0, dh):
     return h, pull_back(dh.astype(h.dtype))
 
 
-def double(*arrays):
-    return [np.asarray(x).astype(np.float64) for x in arrays]
-
-
-def assert_close(actual, expected, magnitude, relative=0.0):
-    """Within rounding: `relative` of the value itself and `ROUNDING` of the terms summed."""
-    actual = np.asarray(actual).astype(np.float64)
-    assert np.isfinite(actual).all()
-    error = np.abs(actual - expected) - relative * np.abs(expected)
-    assert (error <= ROUNDING * magnitude + 1e-30).all(), (error / (magnitude + 1e-30)).max()
-
-
 def assert_equals_the_loop(implementation, a, b, h0, dh, relative=0.0):
     h, gradients = value_and_gradients(implementation, a, b, h0, dh)
     exact, magnitudes = double(a, b, h0, dh), [np.abs(x) for x in double(a, b, h0, dh)]
@@ -71,27 +50,8 @@ def assert_equals_the_loop(implementation, a, b, h0, dh, relative=0.0):
         gradients, (a, b, h0), loop_gradients(*exact), loop_gradients(*magnitudes), strict=True
     ):
         assert gradient.dtype == of.dtype
-        assert_close(gradient, expected, magnitude, relative)
-
-
-DECAYS = {
-    "any": lambda rng, shape: rng.uniform(-1.0, 1.0, shape),
-    "zero": lambda rng, shape: np.zeros(shape),
-    "one": lambda rng, shape: np.ones(shape),
-    "near one": lambda rng, shape: 1.0 - rng.uniform(0.0, 1e-6, shape),
-    "negative": lambda rng, shape: rng.uniform(-1.0, -0.9, shape),
-    "zeros and ones": lambda rng, shape: rng.integers(0, 2, shape),
-    "slow": lambda rng, shape: rng.uniform(0.9, 1.0, shape),
-}
-
-
-def random_problem(seed, batch, time, decays=tuple(DECAYS), dtype=np.float32):
-    """Inputs a, b, h0 and a cotangent; each channel has its kind of decay."""
-    rng = np.random.default_rng(seed)
-    a = np.stack([DECAYS[decay](rng, (batch, time)) for decay in decays], axis=-1)
-    b, dh = rng.standard_normal((2, *a.shape))
-    h0 = rng.standard_normal((batch, len(decays)))
-    return [jnp.asarray(x, dtype) for x in (a, b, h0, dh)]
+        # That of `a` is made of the states as they were rounded.
+        assert_close(gradient, expected, magnitude, 2 * relative if of is a else relative)
 
 
 @every_implementation
@@ -112,7 +72,7 @@ def test_equals_the_loop_over_65536_positions(implementation):
     batch=st.integers(1, 4),
     time=st.integers(1, 40),
     decays=st.lists(st.sampled_from(list(DECAYS)), min_size=1, max_size=5),
-    implementation=st.sampled_from(list(IMPLEMENTATIONS)),
+    implementation=st.sampled_from(PORTABLE),
 )
 @settings(max_examples=12, deadline=None, derandomize=True)
 def test_equals_the_loop_for_any_shape(seed, batch, time, decays, implementation):
@@ -147,14 +107,6 @@ def test_mixed_types_promote_and_each_gradient_has_its_inputs_type(
     h, _ = value_and_gradients(implementation, *problem)
     assert h.dtype == of_h
     assert_equals_the_loop(implementation, *problem, relative=2.0**-8)
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_reverse_runs_from_the_last_position(implementation):
-    a, b, h0, _ = random_problem(11, 2, 9)
-    run = jax.jit(IMPLEMENTATIONS[implementation], static_argnames="reverse")
-    forward = run(a[:, ::-1], b[:, ::-1], h0, reverse=False)
-    np.testing.assert_allclose(run(a, b, h0, reverse=True)[:, ::-1], forward, rtol=1e-5, atol=1e-6)
 
 
 @every_implementation
@@ -236,8 +188,58 @@ def test_auto_and_its_gradient_lower_for_every_platform_from_here(platform):
         return linear_recurrence(a, b, h0).sum()
 
     problem = random_problem(10, 2, 32)[:3]
-    exported = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=[platform])(*problem)
+    exported = jax.export.export(
+        jax.jit(jax.grad(loss, (0, 1, 2))),
+        platforms=[platform],
+        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(name) for name in CUSTOM_CALLS],
+    )(*problem)
     assert exported.platforms == (platform,)
+    assert ("custom_call" in exported.mlir_module()) == (platform == "tpu")
+
+
+@every_implementation
+def test_the_last_state_is_told_before_rounding_and_takes_part_in_gradients(implementation):
+    a, b, h0, dh = random_problem(12, 2, 9)
+
+    def run(a, b, h0):
+        return recurrence(PLAIN, (a, b), h0=h0, dtype=jnp.bfloat16, implementation=implementation)
+
+    (h, last), pull_back = jax.vjp(run, a, b, h0)
+    assert h.dtype == jnp.bfloat16
+    exact, magnitudes = double(a, b, h0), [np.abs(x) for x in double(a, b, h0)]
+    assert_close(last, loop(*exact)[:, -1], loop(*magnitudes)[:, -1])
+    gradients = pull_back((jnp.zeros_like(h), dh[:, -1]))
+    dh = np.where(np.arange(9)[None, :, None] == 8, *double(dh), 0.0)
+    expected = loop_gradients(*exact, dh), loop_gradients(*magnitudes, np.abs(dh))
+    for gradient, value, magnitude in zip(gradients, *expected, strict=True):
+        assert_close(gradient, value, magnitude, relative=2.0**-8)
+
+
+@pytest.mark.parametrize("name", [name for name in IMPLEMENTATIONS if name not in PORTABLE])
+def test_a_kernel_that_has_no_place_here_leaves_it_to_auto_with_one_warning(name):
+    problem = random_problem(13, 1, 4)[:3]
+    choice._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=f"'{name}' runs on .* and not on cpu") as warned:
+        h, _ = [linear_recurrence(*problem, implementation=name) for _ in range(2)]
+    assert len(warned) == 1
+    np.testing.assert_array_equal(h, linear_recurrence(*problem))
+
+
+def test_a_kernel_that_does_not_compile_falls_back_with_one_warning(monkeypatch):
+    def broken(*args):
+        raise NotImplementedError("no such instruction")
+
+    kernel = choice.IMPLEMENTATIONS["pallas_tpu"]._replace(forward=broken, platform="cpu")
+    monkeypatch.setitem(choice.IMPLEMENTATIONS, "pallas_tpu", kernel)
+    monkeypatch.setitem(choice._AUTO, "cpu", ("pallas_tpu", "sequential"))
+    for cached in (choice._warn_once, choice._why_it_fails):
+        cached.cache_clear()
+    problem = random_problem(14, 1, 4)[:3]
+    with pytest.warns(UserWarning, match=r"'pallas_tpu' does not compile.*no such") as warned:
+        h, _ = [linear_recurrence(*problem) for _ in range(2)]
+    assert len(warned) == 1
+    choice._why_it_fails.cache_clear()
+    np.testing.assert_array_equal(h, linear_recurrence(*problem, implementation="sequential"))
 
 
 def test_wrong_shapes_are_named():

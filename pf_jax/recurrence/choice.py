@@ -1,0 +1,155 @@
+"""The implementations of the recurrence, and which of them runs where."""
+
+import concurrent.futures
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pf_jax.errors import UserError
+from pf_jax.recurrence import pallas_tpu, portable
+from pf_jax.recurrence.associative import associative
+from pf_jax.recurrence.coefficients import PLAIN, Coefficients
+from pf_jax.recurrence.sequential import sequential
+
+
+class Implementation(NamedTuple):
+    """The functions that `pf_jax.recurrence.portable` describes.
+
+    Attributes:
+        forward: All states, and the last.
+        gradient: Of a function of these.
+        carry: The map from the state before a sequence to that after it.
+        adjoint_carry: The same for the adjoint.
+        platform: The only one that it runs on; None for all.
+    """
+
+    forward: Callable
+    gradient: Callable
+    carry: Callable
+    adjoint_carry: Callable
+    platform: str | None = None
+
+
+_FUNCTIONS = Implementation._fields[:4]
+
+
+def _around(scan: portable.Scan) -> Implementation:
+    return Implementation(*(functools.partial(getattr(portable, f), scan) for f in _FUNCTIONS))
+
+
+def _kernel(module: Any, platform: str) -> Implementation:
+    return Implementation(*(getattr(module, f) for f in _FUNCTIONS), platform)
+
+
+IMPLEMENTATIONS = {
+    "associative": _around(associative),
+    "sequential": _around(sequential),
+    "pallas_tpu": _kernel(pallas_tpu, "tpu"),
+}
+
+# By platform, with what runs where a kernel does not; benchmarks/recurrence.py compares them.
+_AUTO = {"cpu": ("sequential",), "tpu": ("pallas_tpu", "associative")}
+_ELSEWHERE = "associative"
+
+
+def check(implementation: str) -> None:
+    """Raises UserError if there is none of that name."""
+    if implementation != "auto" and implementation not in IMPLEMENTATIONS:
+        known = ", ".join(["auto", *IMPLEMENTATIONS])
+        raise UserError(f"Unknown recurrence implementation {implementation!r}; known: {known}.")
+
+
+def of_any_type(implementation: str) -> str:
+    """The implementation itself if it takes any type, such as float64, or one that does."""
+    wanted = IMPLEMENTATIONS.get(implementation)
+    return _ELSEWHERE if wanted is None or wanted.platform else implementation
+
+
+def run(
+    implementation: str, function: str, coefficients: Coefficients, *args: Any, **options: Any
+) -> Any:
+    """Calls a function of an implementation; "auto" is the best one for the platform.
+
+    The choice falls when a program is lowered: one that is lowered for a TPU gets the kernel of the
+    TPU, wherever that is done. A kernel that was asked for by name and has no place on the platform
+    leaves it to "auto", with a warning.
+
+    Args:
+        implementation: A name in `IMPLEMENTATIONS`, or "auto".
+        function: A name of `Implementation`'s.
+        coefficients: What `a` and `b` are made of.
+        *args: The arrays.
+        **options: What else it takes: of `forward`, the type of the states.
+    """
+    wanted, static = IMPLEMENTATIONS.get(implementation), tuple(options.items())
+    if wanted is not None and wanted.platform is None:
+        return _call(implementation, function, coefficients, static, *args)
+    if wanted is not None and not _is_at_hand(wanted.platform):
+        _warn_once(
+            f"The recurrence {implementation!r} runs on {wanted.platform} and not on "
+            f"{jax.default_backend()}, where the best other one takes its place."
+        )
+    branches = {platform: _usable(names) for platform, names in _AUTO.items()}
+    branches["default"] = _ELSEWHERE
+    calls = {
+        platform: functools.partial(_call, name, function, coefficients, static)
+        for platform, name in branches.items()
+    }
+    return jax.lax.platform_dependent(*args, **calls)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
+def _call(name: str, function: str, coefficients: Coefficients, options: tuple, *args: Any) -> Any:
+    """Traced once for all layers of a shape."""
+    return getattr(IMPLEMENTATIONS[name], function)(coefficients, *args, **dict(options))
+
+
+def _usable(names: tuple[str, ...]) -> str:
+    """The first of some implementations that is not known to fail on the backend at hand."""
+    for name in names:
+        platform = IMPLEMENTATIONS[name].platform
+        if platform is None or not _is_at_hand(platform):
+            return name
+        if (reason := _why_it_fails(name)) is None:
+            return name
+        _warn_once(
+            f"The recurrence {name!r} does not compile on {jax.devices()[0].device_kind}, and "
+            f"a slower one takes its place: {reason}"
+        )
+    return names[-1]
+
+
+def _is_at_hand(platform: str) -> bool:
+    return jax.default_backend() == {"cuda": "gpu"}.get(platform, platform)
+
+
+@functools.cache
+def _why_it_fails(name: str) -> str | None:
+    """Compiles a small case of a kernel; the reason why that cannot be done, if so."""
+
+    def attempt():
+        x = jax.ShapeDtypeStruct((1, 64, 128), jnp.float32)
+        row = jax.ShapeDtypeStruct((1, 128), jnp.float32)
+        kernel = IMPLEMENTATIONS[name]
+
+        def both(a, b, h0, dh):
+            h, last = kernel.forward(PLAIN, (a, b), (), h0, a.dtype)
+            return kernel.gradient(PLAIN, (a, None), (), h0, h, dh, last)
+
+        jax.jit(both).lower(x, x, row, x).compile()
+
+    # In a thread of its own, for this one may be in the middle of tracing something.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        error = pool.submit(attempt).exception()
+    return (
+        None if error is None else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
