@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+_WIDTH = 256
+
 
 class BlockDiagonalLinear(nnx.Module):
     """A linear map that mixes channels within `num_heads` blocks only.
@@ -23,8 +25,23 @@ class BlockDiagonalLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Applies the map to the last axis."""
-        heads, block, _ = self.kernel.shape
         kernel, bias = self.kernel.astype(self.dtype), self.bias.astype(self.dtype)
-        blocks = x.astype(self.dtype).reshape(*x.shape[:-1], heads, block)
-        y = jnp.einsum("...hi,hij->...hj", blocks, kernel) + bias
-        return y.reshape(x.shape)
+        kernel = _merged(kernel)
+        groups, width, _ = kernel.shape
+        x = x.astype(self.dtype)
+        y = jnp.einsum("...gi,gij->...gj", x.reshape(*x.shape[:-1], groups, width), kernel)
+        return y.reshape(x.shape) + bias.reshape(-1)
+
+
+def _merged(kernel: Float[Array, "heads block block"]) -> Float[Array, "groups width width"]:
+    """The same map in fewer and larger blocks, with zeros between the old ones.
+
+    Matrix units take 128 or 256 channels at a time, and processors too lose more with many small
+    products than with the zeros. Small blocks would also lead XLA to layouts that must be undone.
+    """
+    heads, block, _ = kernel.shape
+    fitting = [n for n in range(2, heads + 1) if heads % n == 0 and n * block <= _WIDTH]
+    number = max(fitting, default=1)
+    kernel = kernel.reshape(-1, number, block, block)
+    spread = jnp.einsum("ghij,hk->ghikj", kernel, jnp.eye(number, dtype=kernel.dtype))
+    return spread.reshape(-1, number * block, number * block)
