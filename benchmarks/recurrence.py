@@ -1,15 +1,19 @@
-"""Speed of each implementation of the recurrence, beside adding its two inputs in the same run.
+"""How near each implementation of the recurrence comes to the memory's speed, in one run.
 
-A ratio of 10 means: as long as 10 additions of `a` and `b`. The smallest is the one for the
-backend's `_AUTO` in pf_jax/recurrence/linear_recurrence.py.
+For each shape, type and implementation: the least bytes that it must move, over its time, over the
+same for copying an array. 1 is the limit; the recurrence reads two arrays and writes one, with its
+gradient it moves eight. `rglru` is the recurrence with the gates of the RG-LRU, by "auto": computed
+in the same pass (three arrays in and one out; twelve with gradient), and apart from it. `auto_is`
+says what "auto" takes here.
 
 Example:
   python -m benchmarks.recurrence
-  python -m benchmarks.recurrence --shapes=16x16384x64,16x1024x160,16x128x320
+  python -m benchmarks.recurrence --shapes=16x16384x64,16x1024x160,16x128x320 --dtypes=float32
 """
 
 import functools
 import json
+import math
 import re
 import statistics
 import time
@@ -17,67 +21,115 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments import cli
 from pf_jax.errors import UserError
-from pf_jax.recurrence import IMPLEMENTATIONS, linear_recurrence
+from pf_jax.layers.rglru import RGLRU_COEFFICIENTS
+from pf_jax.recurrence import IMPLEMENTATIONS, choice, linear_recurrence, recurrence
 
-_SHAPES = flags.DEFINE_list(
-    "shapes",
-    ["4x16384x64", "4x1024x160", "4x128x320"],  # The levels of the folder preset.
-    "Shapes BATCHxTIMExWIDTH, separated by commas.",
+# The levels of the folder preset; and on accelerators, few and many channels in all.
+_SHAPES_OF_CPU = ["4x16384x64", "4x1024x160", "4x128x320"]
+_SHAPES = ["1x131072x128", "8x16384x256", "64x16384x256", "256x2048x512"]
+
+_SHAPES_FLAG = flags.DEFINE_list(
+    "shapes", None, "Shapes BATCHxTIMExWIDTH, separated by commas; by default some of each size."
 )
-_REPEATS = flags.DEFINE_integer("repeats", 15, "Runs that are timed.", lower_bound=1)
+_DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Types of the arrays.")
+_REPEATS = flags.DEFINE_integer("repeats", 15, "Times that each is measured.", lower_bound=1)
+_CALLS = flags.DEFINE_integer("calls", None, "Calls in a row in each of them.", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the benchmark."""
     del argv
-    shapes = {shape: _measure(_parse_shape(shape)) for shape in _SHAPES.value}
+    on_cpu = jax.default_backend() == "cpu"
+    texts = _SHAPES_FLAG.value or (_SHAPES_OF_CPU if on_cpu else _SHAPES)
+    shapes = {text: parse_shape(text) for text in texts}
+    unknown = sorted({*_DTYPES.value} - {"float32", "bfloat16"})
+    if unknown:
+        raise UserError(f"--dtypes must be float32 or bfloat16, got {unknown[0]!r}.")
+    calls = _CALLS.value or (1 if on_cpu else 20)
+    results = {
+        dtype: {text: _measure(shape, jnp.dtype(dtype), calls) for text, shape in shapes.items()}
+        for dtype in _DTYPES.value
+    }
     device = jax.devices()[0].device_kind
-    print(json.dumps({"benchmark": "recurrence", "device": device, "shapes": shapes}))
+    result = {"benchmark": "recurrence", "device": device, "auto_is": choice.best_here()}
+    print(json.dumps(result | results))
 
 
-def _parse_shape(text: str) -> tuple[int, ...]:
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Reads BATCHxTIMExWIDTH.
+
+    Raises:
+        UserError: It is something else.
+    """
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
-        raise UserError(f"--shapes must be like 4x16384x64, got {text!r}.")
+        raise UserError(f"A shape must be like 4x16384x64, got {text!r}.")
     return tuple(int(number) for number in text.split("x"))
 
 
-def _measure(shape: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """Times over that of an addition, by direction and implementation."""
+def _measure(shape: tuple[int, ...], dtype: jnp.dtype, calls: int) -> dict[str, Any]:
+    """Fractions of the speed of a copy, by what is computed and how."""
     rng = np.random.default_rng(0)
-    a = jax.device_put(rng.uniform(0.5, 1.0, shape).astype(np.float32))
-    b = jax.device_put(rng.standard_normal(shape, np.float32))
-    programs = {("addition", ""): lambda a, b: a + b}
-    for name in (*IMPLEMENTATIONS, "auto"):
-        forward = functools.partial(linear_recurrence, implementation=name)
-        programs["forward", name] = forward
-        programs["forward_and_backward", name] = functools.partial(_forward_and_backward, forward)
-    seconds = _medians({name: jax.jit(program) for name, program in programs.items()}, a, b)
-    addition = seconds.pop(("addition", ""))
-    ratios: dict[str, dict[str, float]] = {}
-    for (direction, name), value in seconds.items():
-        ratios.setdefault(direction, {})[name] = round(value / addition, 1)
-    return ratios
+    a = jnp.asarray(rng.uniform(0.5, 1.0, shape), dtype)
+    b, u = (jnp.asarray(x, dtype) for x in rng.standard_normal((2, *shape), np.float32))
+    decay = jnp.asarray(rng.uniform(-1.0, -0.01, shape[-1]), jnp.float32)
+
+    # What is measured: a function, its arguments, and how many arrays it must move.
+    programs = {("copy", ""): (lambda x: -x, (b,), 2)}
+    for name, implementation in IMPLEMENTATIONS.items():
+        if implementation.platform in (None, choice.platform_here()):
+            forward = functools.partial(linear_recurrence, implementation=name)
+            programs["forward", name] = (forward, (a, b), 3)
+            programs["forward_and_backward", name] = (_with_gradient(forward), (a, b), 8)
+    for name, forward in {"fused": _fused, "apart": _apart}.items():
+        forward = functools.partial(forward, decay)
+        programs["rglru_forward", name] = (forward, (a, b, u), 4)
+        programs["rglru_forward_and_backward", name] = (_with_gradient(forward), (a, b, u), 12)
+
+    seconds = _medians({key: (jax.jit(f), x) for key, (f, x, _) in programs.items()}, calls)
+    size = math.prod(shape) * dtype.itemsize
+    speeds = {key: arrays * size / seconds[key] for key, (_, _, arrays) in programs.items()}
+    copy = speeds.pop(("copy", ""))
+    results: dict[str, Any] = {"copy_gigabytes_per_second": round(copy / 1e9, 1)}
+    for (direction, name), speed in speeds.items():
+        results.setdefault(direction, {})[name] = round(speed / copy, 3)
+    return results
 
 
-def _forward_and_backward(forward: Callable, a: jax.Array, b: jax.Array) -> Any:
-    h, gradient = jax.vjp(forward, a, b)
-    return h, gradient(h)
+def _with_gradient(forward: Callable) -> Callable:
+    def run(*inputs):
+        h, gradient = jax.vjp(forward, *inputs)
+        return h, gradient(h)
+
+    return run
 
 
-def _medians(programs: dict[Any, Callable], *inputs: jax.Array) -> dict[Any, float]:
-    """Median seconds of each; they take turns, so that a busy moment hits all of them."""
+def _fused(decay: jax.Array, *gates: jax.Array) -> jax.Array:
+    return recurrence(RGLRU_COEFFICIENTS, gates, (decay,), dtype=gates[0].dtype)[0]
+
+
+def _apart(decay: jax.Array, *gates: jax.Array) -> jax.Array:
+    """As XLA makes it: `a` and `b` in memory, in float32."""
+    a, b = RGLRU_COEFFICIENTS(tuple(x.astype(jnp.float32) for x in gates), (decay,))
+    return linear_recurrence(a, b).astype(gates[0].dtype)
+
+
+def _medians(programs: dict[Any, tuple[Callable, Any]], calls: int) -> dict[Any, float]:
+    """Median seconds of a call of each; they take turns, so that a busy moment hits all of them."""
     seconds = {name: [] for name in programs}
     for repeat in range(1 + _REPEATS.value):
-        for name, program in programs.items():
+        for name, (program, inputs) in programs.items():
             start = time.perf_counter()
-            jax.block_until_ready(program(*inputs))
+            for _ in range(calls):
+                result = program(*inputs)
+            jax.block_until_ready(result)
             if repeat > 0:  # The first compiles.
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start) / calls)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

@@ -69,6 +69,18 @@ def of_any_type(implementation: str) -> str:
     return _ELSEWHERE if wanted is None or wanted.platform else implementation
 
 
+def platform_here() -> str:
+    """The platform of this process's devices, by the names of `Implementation.platform`."""
+    backend = jax.default_backend()
+    return "cuda" if backend == "gpu" else backend
+
+
+def best_here() -> str:
+    """What "auto" is on this process's devices."""
+    names = _AUTO.get(platform_here())
+    return _ELSEWHERE if names is None else _usable(names)
+
+
 def run(
     implementation: str, function: str, coefficients: Coefficients, *args: Any, **options: Any
 ) -> Any:
@@ -88,7 +100,7 @@ def run(
     wanted, static = IMPLEMENTATIONS.get(implementation), tuple(options.items())
     if wanted is not None and wanted.platform is None:
         return _call(implementation, function, coefficients, static, *args)
-    if wanted is not None and not _is_at_hand(wanted.platform):
+    if wanted is not None and wanted.platform != platform_here():
         _warn_once(
             f"The recurrence {implementation!r} runs on {wanted.platform} and not on "
             f"{jax.default_backend()}, where the best other one takes its place."
@@ -112,7 +124,7 @@ def _usable(names: tuple[str, ...]) -> str:
     """The first of some implementations that is not known to fail on the backend at hand."""
     for name in names:
         platform = IMPLEMENTATIONS[name].platform
-        if platform is None or not _is_at_hand(platform):
+        if platform is None or platform != platform_here():
             return name
         if (reason := _why_it_fails(name)) is None:
             return name
@@ -121,10 +133,6 @@ def _usable(names: tuple[str, ...]) -> str:
             f"a slower one takes its place: {reason}"
         )
     return names[-1]
-
-
-def _is_at_hand(platform: str) -> bool:
-    return jax.default_backend() == {"cuda": "gpu"}.get(platform, platform)
 
 
 @functools.cache
