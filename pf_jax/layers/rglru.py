@@ -139,7 +139,7 @@ def sqrt_one_minus_exp(x: Float[Array, "..."]) -> Float[Array, "..."]:
     # Kernels have no expm1: near 0 as much of its series as float32 can tell.
     series = 1.0
     for n in range(7, 1, -1):
-        series = 1.0 + x / n * series
+        series = 1.0 + x * (1.0 / n) * series
     return jnp.sqrt(jnp.where(x > -0.3, -x * series, 1.0 - jnp.exp(x)))
 
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pf_jax.errors import UserError
-from pf_jax.recurrence import pallas_tpu, portable
+from pf_jax.recurrence import portable
 from pf_jax.recurrence.associative import associative
 from pf_jax.recurrence.coefficients import PLAIN, Coefficients
 from pf_jax.recurrence.sequential import sequential
@@ -41,18 +42,33 @@ def _around(scan: portable.Scan) -> Implementation:
     return Implementation(*(functools.partial(getattr(portable, f), scan) for f in _FUNCTIONS))
 
 
-def _kernel(module: Any, platform: str) -> Implementation:
-    return Implementation(*(getattr(module, f) for f in _FUNCTIONS), platform)
+def _kernel(name: str, platform: str) -> Implementation:
+    """That of a module which is imported when it is needed: not every machine has its compiler."""
+
+    def function(which: str, *args: Any, **options: Any) -> Any:
+        return getattr(_module(name), which)(*args, **options)
+
+    return Implementation(*(functools.partial(function, f) for f in _FUNCTIONS), platform)
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    return importlib.import_module(f"pf_jax.recurrence.{name}")
 
 
 IMPLEMENTATIONS = {
     "associative": _around(associative),
     "sequential": _around(sequential),
-    "pallas_tpu": _kernel(pallas_tpu, "tpu"),
+    "pallas_tpu": _kernel("pallas_tpu", "tpu"),
+    "pallas_gpu": _kernel("pallas_gpu", "cuda"),
 }
 
 # By platform, with what runs where a kernel does not; benchmarks/recurrence.py compares them.
-_AUTO = {"cpu": ("sequential",), "tpu": ("pallas_tpu", "associative")}
+_AUTO = {
+    "cpu": ("sequential",),
+    "tpu": ("pallas_tpu", "associative"),
+    "cuda": ("pallas_gpu", "associative"),
+}
 _ELSEWHERE = "associative"
 
 
@@ -124,22 +140,24 @@ def _usable(names: tuple[str, ...]) -> str:
     """The first of some implementations that is not known to fail on the backend at hand."""
     for name in names:
         platform = IMPLEMENTATIONS[name].platform
-        if platform is None or platform != platform_here():
+        if platform is None or (reason := _why_it_fails(name, platform == platform_here())) is None:
             return name
-        if (reason := _why_it_fails(name)) is None:
-            return name
-        _warn_once(
-            f"The recurrence {name!r} does not compile on {jax.devices()[0].device_kind}, and "
-            f"a slower one takes its place: {reason}"
-        )
+        if platform == platform_here():
+            _warn_once(
+                f"The recurrence {name!r} does not compile on {jax.devices()[0].device_kind}, and "
+                f"a slower one takes its place: {reason}"
+            )
     return names[-1]
 
 
 @functools.cache
-def _why_it_fails(name: str) -> str | None:
-    """Compiles a small case of a kernel; the reason why that cannot be done, if so."""
+def _why_it_fails(name: str, is_at_hand: bool) -> str | None:
+    """The reason why a kernel cannot be had, if so; at hand, a small case of it is compiled."""
 
     def attempt():
+        _module(name)
+        if not is_at_hand:
+            return
         x = jax.ShapeDtypeStruct((1, 64, 128), jnp.float32)
         row = jax.ShapeDtypeStruct((1, 128), jnp.float32)
         kernel = IMPLEMENTATIONS[name]

@@ -103,7 +103,7 @@ def recurrence(
     if h0.shape != (batch, width):
         raise UserError(f"h0 must have shape (batch, width) = {(batch, width)}, got {h0.shape}.")
     h0 = h0.astype(state_dtype)
-    if time == 0:
+    if 0 in (batch, time, width):
         return jnp.zeros((batch, time, width), dtype), h0
     if not {jnp.dtype(dtype), *(x.dtype for x in inputs)} <= _TYPES_OF_KERNELS:
         implementation = choice.of_any_type(implementation)
