@@ -32,6 +32,10 @@ class PoolformerConfig:
         dtype: Type of activations and matrix products; parameters and recurrences are float32.
         remat: Recompute each ResBlock in the backward pass: much less memory, one more forward.
         recurrence: The implementation of `pf_jax.linear_recurrence`.
+        sequence_axis: For use inside of `shard_map` only, and never part of a checkpoint: the name
+            of the mapped axis over whose devices sequences are split, in consecutive pieces of one
+            length. The parallel form then exchanges what the pieces have to know of each other; the
+            recurrent form takes no notice. Empty for whole sequences.
     """
 
     widths: tuple[int, ...]
@@ -47,6 +51,7 @@ class PoolformerConfig:
     dtype: str = "float32"
     remat: bool = False
     recurrence: str = "auto"
+    sequence_axis: str = ""
 
     def __post_init__(self) -> None:
         """Turns lists (as JSON has them) into tuples and checks every field.

@@ -7,8 +7,14 @@ tokens, runs the outermost SkipBlock, and predicts the next token.
 Each part runs in two forms with one set of weights and equal outputs: `__call__`, *parallel* over
 time (training, scoring, prompts), and `step`, *recurrent*, one position at a time (sampling). Both
 take a state and return the next, so that either can go on where the other stopped.
+
+A sequence may be split over devices, in the parallel form and inside of `jax.shard_map`
+(`PoolformerConfig.sequence_axis`). What a piece would take from its state then comes from the
+device to the left, and the state that is given counts on the first device only. Each device returns
+the state after its own piece, so that the last one has that after the whole sequence.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
@@ -20,6 +26,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pf_jax.config import PoolformerConfig
 from pf_jax.errors import UserError
 from pf_jax.layers import MIXERS, DownPool, Embedding, GatedMLP, MixerState, UpPool
+from pf_jax.layers.sequence import from_left
 
 
 class ResBlock(nnx.Module):
@@ -36,9 +43,15 @@ class ResBlock(nnx.Module):
         """Makes the block for a level of the given width."""
         if config.mixer not in MIXERS:
             raise UserError(f"Unknown mixer {config.mixer!r}; known: {', '.join(sorted(MIXERS))}.")
+        mixer = MIXERS[config.mixer]
+        if config.sequence_axis and not getattr(mixer, "splits_sequences", False):
+            raise UserError(
+                f"The mixer {config.mixer!r} takes whole sequences only: they cannot be split over "
+                "devices. One that heeds config.sequence_axis says splits_sequences = True."
+            )
         self.dropout = config.dropout
         self.mixer_norm = nnx.RMSNorm(width, dtype=config.dtype, rngs=rngs)
-        self.mixer = MIXERS[config.mixer](width, config, rngs=rngs)
+        self.mixer = mixer(width, config, rngs=rngs)
         self.mlp_norm = nnx.RMSNorm(width, dtype=config.dtype, rngs=rngs)
         self.mlp = GatedMLP(width, config, rngs=rngs)
 
@@ -110,6 +123,7 @@ class SkipBlock(nnx.Module):
         width = config.widths[level]
         num_before, num_after = config.depth(level)
         self.remat = config.remat
+        self.sequence_axis = config.sequence_axis
         self.before = nnx.List([ResBlock(width, config, rngs=rngs) for _ in range(num_before)])
         self.is_innermost = level == config.num_levels - 1
         if self.is_innermost:
@@ -156,7 +170,10 @@ class SkipBlock(nnx.Module):
         up, nested = state.up[:, None], state.nested
         if num_groups:
             y, nested = self.nested(self.down_pool(whole), nested, keys[1])
-            up = jnp.concatenate([up, self.up_pool(y)], axis=1)
+            y = self.up_pool(y)
+            if self.sequence_axis:
+                up = from_left(y[:, -1:], up, self.sequence_axis)
+            up = jnp.concatenate([up, y], axis=1)
         x = x + up.reshape(x.shape[0], -1, x.shape[2])[:, :time]
 
         x, after = self._blocks(self.after, x, state.after, keys[2])
@@ -268,6 +285,8 @@ class Poolformer(nnx.Module):
         pieces, pass the state and the last tokens of the piece before; all pieces but the last
         must be multiples of the product of the pool factors.
 
+        Of sequences that are split over devices, each device gives its piece.
+
         Args:
             tokens: In `[0, vocab_size)`, at least one position.
             state: Where the sequences go on; left out, they start here.
@@ -279,8 +298,8 @@ class Poolformer(nnx.Module):
 
         Raises:
             UserError: `tokens` are not a (batch, time) array of integers with `time >= 1`, only one
-                of `state` and `previous_tokens` is given, or the state is inside a pooled group
-                (which cannot be seen under `jit`).
+                of `state` and `previous_tokens` is given, the state is inside a pooled group (which
+                cannot be seen under `jit`), or a device's piece ends inside of one.
         """
         tokens = jnp.asarray(tokens)
         if tokens.ndim != 2 or 0 in tokens.shape or not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -296,6 +315,9 @@ class Poolformer(nnx.Module):
             state = self.init_state(batch_size)
             previous_tokens = jnp.full((batch_size,), self.start_token)
         _check_between_groups(state)
+        if axis := self.config.sequence_axis:
+            _check_whole_groups(tokens.shape[1], self.config)
+            previous_tokens = from_left(tokens[:, -1], previous_tokens, axis)
         shifted = jnp.concatenate([previous_tokens[:, None], tokens[:, :-1]], axis=1)
         x, state = self.body(self.embedding(shifted), state, dropout_key)
         return self._logits(x), state
@@ -327,6 +349,15 @@ def _check_between_groups(state: SkipBlockState) -> None:
                 f"factors, and this state is {state.phase} positions past one; use step."
             )
         state = state.nested
+
+
+def _check_whole_groups(time: int, config: PoolformerConfig) -> None:
+    period = math.prod(config.pool_factors)
+    if time % period:
+        raise UserError(
+            f"Pieces of sequences that are split over devices must be multiples of {period}, the "
+            f"product of pool_factors={config.pool_factors}, and not of {time} positions."
+        )
 
 
 def _remat(block: ResBlock, *inputs):

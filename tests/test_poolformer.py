@@ -329,6 +329,12 @@ def test_an_unknown_mixer_is_answered_with_the_known():
         Poolformer(config, rngs=nnx.Rngs(0))
 
 
+def test_a_mixer_that_does_not_say_so_is_not_split_over_devices(summing):
+    config = dataclasses.replace(summing, sequence_axis="sequence")
+    with pytest.raises(UserError, match=r"'summing' takes whole sequences .* splits_sequences = T"):
+        Poolformer(config, rngs=nnx.Rngs(0))
+
+
 SMALL = PoolformerConfig((4, 6), (1, 1), (3,), 7, num_heads=2)
 TINY = dataclasses.replace(SMALL, depths=((0, 1), 0))
 

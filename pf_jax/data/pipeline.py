@@ -6,6 +6,7 @@ A batch is a dictionary of
     length: int32 (local devices, per device), of which positions from `length` on are padding.
 
 A global batch is the same whatever the number of processes: each takes its own consecutive rows.
+Where several devices share each window, they count as one here.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Griffin's recurrent block: where a ResBlock looks into the past (arXiv 2402.19427, figure 2)."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 from flax import nnx
@@ -30,14 +30,24 @@ class TemporalMixing(nnx.Module):
         output: `W_o`, scaled down at the start as the branches of a deep residual network are.
     """
 
+    splits_sequences: ClassVar[bool] = True
+    """It heeds `config.sequence_axis`: its parallel form takes a sequence split over devices."""
+
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the layer for a level of the given width."""
-        dtype = config.dtype
+        dtype, axis = config.dtype, config.sequence_axis
         self.gate = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.input = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.convolution = CausalConvolution(width, config.conv_width, dtype=dtype, rngs=rngs)
+        self.convolution = CausalConvolution(
+            width, config.conv_width, dtype=dtype, sequence_axis=axis, rngs=rngs
+        )
         self.rglru = RGLRU(
-            width, config.num_heads, dtype=dtype, recurrence=config.recurrence, rngs=rngs
+            width,
+            config.num_heads,
+            dtype=dtype,
+            recurrence=config.recurrence,
+            sequence_axis=axis,
+            rngs=rngs,
         )
         self.output = nnx.Linear(
             width, width, kernel_init=residual_output(config), dtype=dtype, rngs=rngs

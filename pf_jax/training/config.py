@@ -1,6 +1,7 @@
 """What a training run is: one typed description, saved as JSON in every checkpoint."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -10,6 +11,9 @@ from pf_jax.config import PoolformerConfig
 from pf_jax.data.config import DataConfig
 from pf_jax.errors import UserError
 from pf_jax.training.schedules import SCHEDULES
+
+SEQUENCE_AXIS = "sequence"
+"""The name of the axis of those devices that share sequences."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,8 @@ class TrainConfig:
         batch_size: Windows in a step, over all devices of all hosts.
         accumulation_steps: Parts that each device takes its share of a batch in, one after the
             other, to need less memory; the result is that of the whole batch.
+        sequence_devices: Devices of one host that share each window, where one does not have the
+            memory for it; the result is the same.
         num_steps: Steps of the whole run.
         max_skipped: Training ends with an error after so many steps in a row whose loss or gradient
             was not finite. Each of them is skipped: it changes no weight.
@@ -98,6 +104,7 @@ class TrainConfig:
     init_from: str = ""
     batch_size: int = 16
     accumulation_steps: int = 1
+    sequence_devices: int = 1
     num_steps: int = 100_000
     ema_decay: float = 0.999
     max_skipped: int = 10
@@ -124,6 +131,7 @@ class TrainConfig:
             self,
             batch_size="[1, inf)",
             accumulation_steps="[1, inf)",
+            sequence_devices="[1, inf)",
             max_skipped="[1, inf)",
             patience="[0, inf)",
             sample_every="[0, inf)",
@@ -149,6 +157,27 @@ class TrainConfig:
                 f"model.vocab_size must be {NUM_LEVELS}, the tokens that all data has, got "
                 f"{self.model.vocab_size}."
             )
+
+        if self.model.sequence_axis:
+            raise UserError(
+                "model.sequence_axis belongs to the step and not to a run's model: leave it empty, "
+                f"and set sequence_devices instead; got {self.model.sequence_axis!r}."
+            )
+        period = self.sequence_devices * math.prod(self.model.pool_factors)
+        if self.sequence_devices > 1 and self.data.window % period:
+            below = self.data.window // period * period
+            near = " or ".join(str(n) for n in (below, below + period) if n)
+            raise UserError(
+                f"data.window={self.data.window} cannot be split over sequence_devices="
+                f"{self.sequence_devices}: it must be a multiple of {period}, so that each has "
+                f"whole groups of model.pool_factors={self.model.pool_factors}; try {near}."
+            )
+
+    @property
+    def step_model(self) -> PoolformerConfig:
+        """The model as it is in a step: its sequences may be split along `SEQUENCE_AXIS`."""
+        axis = SEQUENCE_AXIS if self.sequence_devices > 1 else ""
+        return dataclasses.replace(self.model, sequence_axis=axis)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as a JSON-ready dictionary."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from etils import epath
-from flax import nnx
 from jaxtyping import Int
 
 from pf_jax.data import Dataset, eval_batches, open_dataset, train_batches
@@ -21,15 +20,17 @@ from pf_jax.training.checkpoint import warm_start
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.hosts import StopRequest, first_replica, first_then_others, replicate
 from pf_jax.training.logging import RunLog
-from pf_jax.training.parallel import parallel_eval_step, parallel_train_step
+from pf_jax.training.parallel import local_shares, parallel_eval_step, parallel_train_step
 from pf_jax.training.profiler import Profiler
 from pf_jax.training.saving import Checkpoints
 from pf_jax.training.state import (
     Params,
     TrainState,
+    abstract_model,
     init_train_state,
     make_optimizer,
     merge_model,
+    split_model,
 )
 from pf_jax.training.step import Batch
 from pf_jax.training.watch import Watch
@@ -61,7 +62,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
         "batch_size": config.batch_size,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
-        "num_local_devices": jax.local_device_count(),
+        "num_local_devices": local_shares(config),
     }
     workdir = checked_path(workdir, "workdir")
     dataset = first_then_others(lambda: open_dataset(config.data))
@@ -71,7 +72,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
     optimizer, schedule = make_optimizer(config)
     graphdef, state = init_train_state(config, optimizer)
     step_fn = parallel_train_step(config, graphdef, optimizer, schedule)
-    eval_fn = parallel_eval_step(graphdef)
+    eval_fn = parallel_eval_step(config, graphdef)
 
     with (
         Checkpoints(workdir, config, dataset.fingerprint) as checkpoints,
@@ -135,7 +136,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
                 if is_time_to_draw and not stop and jax.process_index() == 0:
                     log.samples(
                         step,
-                        _draw(config, graphdef, first_replica(state.ema_params), step),
+                        _draw(config, first_replica(state.ema_params), step),
                         dataset.format,
                     )
                     watch.restart(step)
@@ -207,10 +208,9 @@ def _evaluate(
     return nats / count * _NATS_TO_BITS
 
 
-def _draw(
-    config: TrainConfig, graphdef: nnx.GraphDef, params: Params, step: int
-) -> Int[np.ndarray, "samples time"]:
+def _draw(config: TrainConfig, params: Params, step: int) -> Int[np.ndarray, "samples time"]:
     """Samples of the model as it is; the same random numbers whenever it is this step."""
+    graphdef, _ = split_model(abstract_model(config.model))  # Of whole sequences, on one device.
     tokens, _ = generate(
         merge_model(graphdef, params),
         jax.random.fold_in(jax.random.key(config.seed), step),

@@ -229,7 +229,7 @@ class _KeepBest(preservation_policy.PreservationPolicy):
 _FREE_FIELDS = (
     *("num_steps", "log_every", "eval_every", "checkpoint_every", "keep_latest", "keep_best"),
     *("max_skipped", "patience", "sample_every", "num_samples", "sample_length", "profile"),
-    *("init_from", "accumulation_steps"),
+    *("init_from", "accumulation_steps", "sequence_devices"),
     *("data.path", "data.data_dir", "data.manual_dir", "data.verify_checksums"),
     *("data.num_threads", "data.num_workers", "data.prefetch"),
     *("model.recurrence", "model.remat"),

@@ -63,7 +63,7 @@ def abstract_model(config: PoolformerConfig) -> Poolformer:
 def init_train_state(
     config: TrainConfig, optimizer: optax.GradientTransformation
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """The structure of the config's model, and the state before the first step."""
+    """The structure of the config's model as it is in a step, and the state before the first."""
 
     def make_state(seed):
         model_key, run_key = jax.random.split(jax.random.key(seed))
@@ -78,7 +78,7 @@ def init_train_state(
             optimizer=optimizer.init(params),
         )
 
-    graphdef, _ = split_model(abstract_model(config.model))
+    graphdef, _ = split_model(abstract_model(config.step_model))
     return graphdef, jax.jit(make_state)(np.uint32(config.seed))
 
 

@@ -1,6 +1,7 @@
 """The SPMD training step: written for one device, with collectives over the axis `DATA_AXIS`.
 
-`pf_jax.training.parallel` runs it over all devices of all hosts.
+Where a model's sequences are split over devices (`PoolformerConfig.sequence_axis`), also over that
+axis. `pf_jax.training.parallel` runs the step over all devices of all hosts.
 """
 
 import functools
@@ -19,7 +20,10 @@ from pf_jax.training.state import Params, TrainState, merge_model
 DATA_AXIS = "data"
 
 Batch = dict[str, Any]
-"""`tokens` (batch, time) uint8, and `length` (batch,): positions from there on are padding."""
+"""`tokens` (batch, time) uint8, and `length` (batch,): positions from there on are padding.
+
+A device that has a piece of the sequences has the tokens of that, and the lengths of the whole.
+"""
 
 
 def negative_log_likelihood(
@@ -29,11 +33,16 @@ def negative_log_likelihood(
     *,
     dropout_key: PRNGKeyArray | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The sum of `-log p(token | past)` over the real positions, in nats, and their number."""
+    """The sum of `-log p(token | past)` over the real positions, in nats, and their number.
+
+    Where the model's sequences are split over devices: over those of this device's piece.
+    """
     logits = model(tokens, dropout_key=dropout_key)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens.astype(jnp.int32))
-    is_real = jnp.arange(tokens.shape[1]) < length[:, None]
-    return jnp.sum(nats, where=is_real), jnp.sum(length)
+    time, axis = tokens.shape[1], model.config.sequence_axis
+    start = jax.lax.axis_index(axis) * time if axis else 0
+    is_real = start + jnp.arange(time) < length[:, None]
+    return jnp.sum(nats, where=is_real), jnp.sum(is_real)
 
 
 def train_step(
@@ -48,6 +57,8 @@ def train_step(
     accumulation_steps: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step on one device's share of the batch; all devices end with the same state.
+
+    With a `sequence_axis` in the model, that is its piece of the sequences of its share.
 
     The loss is the mean over the real positions of the whole batch, wherever they are. Sums are
     exchanged, never means, so that neither the number of devices nor that of parts changes anything
@@ -70,7 +81,8 @@ def train_step(
         before the update; `learning_rate`; the counts of the state; and `stop`, whether any process
         was asked to.
     """
-    key = jax.random.fold_in(state.step_key(), jax.lax.axis_index(DATA_AXIS))
+    axes = _axes(merge_model(graphdef, state.params))
+    key = jax.random.fold_in(state.step_key(), jax.lax.axis_index(axes))
 
     def loss(params: Params, part: Batch, part_key: PRNGKeyArray):
         model = merge_model(graphdef, params)
@@ -79,8 +91,9 @@ def train_step(
     sums = _in_parts(
         jax.value_and_grad(loss, has_aux=True), state.params, batch, key, accumulation_steps
     )
-    # All that devices have to say to each other in a step is said here.
-    (nats, count), gradients, stop = jax.lax.psum((*sums, stop.astype(jnp.int32)), DATA_AXIS)
+    # All that devices have to say to each other in a step is said here, but for what those that
+    # share sequences have to know of each other's pieces.
+    (nats, count), gradients, stop = jax.lax.psum((*sums, stop.astype(jnp.int32)), axes)
     count = jnp.maximum(count, 1)
     gradients = jax.tree.map(lambda g: g / count, gradients)
     metrics = {
@@ -142,4 +155,10 @@ def eval_step(
     """
     model = merge_model(graphdef, params)
     sums = negative_log_likelihood(model, **batch)
-    return jax.lax.psum((*sums, stop.astype(jnp.int32)), DATA_AXIS)
+    return jax.lax.psum((*sums, stop.astype(jnp.int32)), _axes(model))
+
+
+def _axes(model: Poolformer) -> tuple[str, ...]:
+    """The mapped axes over which a batch is split."""
+    sequence_axis = model.config.sequence_axis
+    return (DATA_AXIS, sequence_axis) if sequence_axis else (DATA_AXIS,)

@@ -122,7 +122,7 @@ def test_other_flags_and_flag_files(run, tmp_path):
     assert (status, words, num_things, loudly, config["seed"]) == (0, [], 5, True, 9)
 
 
-NAMES = "beethoven, cifar10, demo, enwik8, folder, musicnet, sc09, youtubemix"
+NAMES = "beethoven, cifar10, demo, enwik8, folder, musicnet, musicnet_long, sc09, youtubemix"
 MISTAKES = [
     ([], f"--config is missing: give {NAMES}, or a path to a .py file."),
     (["--config=demmo"], "There is no config named 'demmo'; did you mean demo? A path to"),
@@ -247,11 +247,13 @@ def values(path, hint, config):
             *[st.integers(0, 9) | st.tuples(st.integers(0, 9), st.integers(0, 9))] * (levels - 1),
             st.integers(0, 9),
         ),
-        "model.pool_factors": st.tuples(*[st.integers(2, 32)] * (levels - 1)),
+        "model.pool_factors": st.tuples(*[st.sampled_from([2, 4, 8, 16, 32])] * (levels - 1)),
         "model.num_heads": st.sampled_from([1, 2, 4, 8]),
         "model.embedding": st.sampled_from(["sinusoidal", "learned"]),
         "model.mixer": st.just("rglru"),
         "model.recurrence": st.sampled_from(["auto", "sequential", "associative"]),
+        "model.sequence_axis": st.just(""),
+        "sequence_devices": st.just(config.sequence_devices),  # Divides a window into groups.
         "model.dtype": st.sampled_from(["float32", "bfloat16"]),
         "data.modality": st.just(config.data.modality),
         "data.window": st.just(config.data.window),  # Of images, it is their size.
