@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo_output
+LIBTPU ?= 0.0.42.1
 BIN := $(VENV)/bin
 
 .PHONY: setup demo test lint format clean
@@ -23,8 +24,13 @@ demo: setup
 	$(BIN)/python -m experiments.baseline --config=demo
 	$(BIN)/python -m experiments.sample --checkpoint=$(DEMO)/run --num_samples=4 --seconds=6 --output=$(DEMO)/samples
 
-test: setup lint
-	$(BIN)/python -m pytest -n auto --dist=loadgroup
+# The TPU compiler, for the tests of what would run on a TPU. It is kept apart: installed beside JAX,
+# it would tell at every start that there is no TPU here.
+$(VENV)/tpu/libtpu: $(VENV)/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/tpu libtpu==$(LIBTPU) || echo "libtpu is not to be had here: its tests are skipped"
+
+test: setup lint $(VENV)/tpu/libtpu
+	TPU_LIBRARY_PATH=$$(find "$(CURDIR)/$(VENV)/tpu" -name libtpu.so 2>/dev/null) $(BIN)/python -m pytest -n auto --dist=loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

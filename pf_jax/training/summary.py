@@ -13,57 +13,11 @@ from pf_jax.config import PoolformerConfig
 from pf_jax.data.config import DataConfig
 from pf_jax.layers.rglru import DECAY_EXPONENT, MAX_RADIUS, MIN_RADIUS
 from pf_jax.poolformer import Poolformer
+from pf_jax.training.chips import peak_flops
 from pf_jax.training.state import abstract_model
 
 # The gates of the RG-LRU start without a bias: r = sigmoid(0).
 _INITIAL_GATE = 0.5
-
-# Dense peak in bfloat16 of one jax device, in TFLOP/s, by its exact device_kind: a longer name may
-# be a slice of a GPU ("... MIG 1g.5gb"), and "TPU v5" is not "TPU v5 lite".
-# TPU: "peak compute per chip" of docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}, and for
-# v2 Jouppi et al., CACM 63(7), 2020, doi 10.1145/3360307. A device is a chip, but of v2, v3 and 7x
-# one of the chip's two cores. The names are those of jax/_src/pallas/mosaic/tpu_info.py.
-# NVIDIA: data sheets and architecture white papers, half of what is stated "with sparsity"; of
-# GeForce with accumulation in float32. The names are the driver's. V100 and T4 have no bfloat16:
-# theirs is float16's.
-_PEAK_TFLOPS = {
-    "TPU v2": 46 / 2,
-    "TPU v3": 123 / 2,
-    "TPU v4": 275,
-    "TPU v5 lite": 197,
-    "TPU v5e": 197,
-    "TPU v5": 459,
-    "TPU v5p": 459,
-    "TPU v6 lite": 918,
-    "TPU v6e": 918,
-    "TPU7x": 2307 / 2,
-    "NVIDIA GB200": 2500,
-    "NVIDIA B200": 2250,
-    "NVIDIA GH200 480GB": 989.5,
-    "NVIDIA H200": 989.5,
-    "NVIDIA H200 NVL": 835.5,
-    "NVIDIA H100 80GB HBM3": 989.5,
-    "NVIDIA H100 NVL": 835.5,
-    "NVIDIA H100 PCIe": 756.5,
-    "NVIDIA A100-SXM4-40GB": 312,
-    "NVIDIA A100-SXM4-80GB": 312,
-    "NVIDIA A100-PCIE-40GB": 312,
-    "NVIDIA A100 80GB PCIe": 312,
-    "NVIDIA A40": 149.7,
-    "NVIDIA A10": 125,
-    "NVIDIA L40S": 362.05,
-    "NVIDIA L40": 181.05,
-    "NVIDIA L4": 121,
-    "NVIDIA RTX A6000": 154.8,
-    "NVIDIA GeForce RTX 5090": 209.5,
-    "NVIDIA GeForce RTX 4090": 165.2,
-    "NVIDIA GeForce RTX 3090": 71,
-    "Tesla V100-SXM2-16GB": 125,
-    "Tesla V100-SXM2-32GB": 125,
-    "Tesla V100-PCIE-16GB": 112,
-    "Tesla V100-PCIE-32GB": 112,
-    "Tesla T4": 65,
-}
 
 _HEADER = ("level", "every", "width", "blocks", "parameters", "compute", "memory at initialisation")
 
@@ -133,17 +87,6 @@ def flops_per_sample(config: PoolformerConfig) -> float:
     out: norms, activations, and the recurrence's own handful of operations a channel.
     """
     return 3.0 * 2.0 * sum(cost.multiply_adds for cost in level_costs(config))
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """The dense bfloat16 peak of one jax device in FLOP/s; None of a device that is not known.
-
-    Args:
-        device_kind: `jax.devices()[0].device_kind`. On TPU v2, v3 and 7x, a device is one of the
-            two cores of a chip.
-    """
-    tflops = _PEAK_TFLOPS.get(device_kind)
-    return None if tflops is None else tflops * 1e12
 
 
 def model_flops_utilization(

@@ -56,7 +56,7 @@ def topology_devices(name: str) -> list[jax.Device]:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match or match[1] not in SLICES:
         raise UserError(f"Unknown topology {name!r}: {_hint(name)}")
-    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+    if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
         raise UserError(
             "The TPU compiler is not installed; on Linux (x86-64) get it by "
             'pip install -e ".[tpu]" (200 MB).'
@@ -77,13 +77,13 @@ def topology_devices(name: str) -> list[jax.Device]:
 
 def _hint(name: str) -> str:
     """What the user may have meant."""
-    if match := re.fullmatch(r"(\w+)-(\d+)", name):
-        if match[1] in _ACCELERATOR_TYPES:
-            generation, cores = _ACCELERATOR_TYPES[match[1]]
-            chips = int(match[2]) // cores
-            for shape in SLICES[generation]:
-                if math.prod(map(int, shape.split("x"))) == chips:
-                    return f"the slice that gcloud calls {name} is {generation}:{shape} here."
+    match = re.fullmatch(r"(\w+)-(\d+)", name)
+    if match and match[1] in _ACCELERATOR_TYPES:
+        generation, cores = _ACCELERATOR_TYPES[match[1]]
+        chips = int(match[2]) // cores
+        for shape in SLICES[generation]:
+            if math.prod(map(int, shape.split("x"))) == chips:
+                return f"the slice that gcloud calls {name} is {generation}:{shape} here."
     generation = re.split("[:-]", name)[0]
     generation = _ACCELERATOR_TYPES.get(generation, (generation,))[0]
     if generation in SLICES:

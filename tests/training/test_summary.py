@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pf_jax import PoolformerConfig
 from pf_jax.data.config import DataConfig
-from pf_jax.layers import MIXERS, RGLRU, RGLRUState
+from pf_jax.layers import MIXERS, RGLRU, RGLRUState, linear
 from pf_jax.training import summary
 from pf_jax.training.state import abstract_model, merge_model, split_model
 
@@ -21,6 +21,12 @@ THREE_LEVELS = PoolformerConfig(
     widths=(128, 192, 256), depths=(1, (0, 1), 1), pool_factors=(2, 3), num_heads=4
 )
 AUDIO = DataConfig(name="demo", window=4096, sample_rate=16_000)
+
+
+@pytest.fixture(autouse=True)
+def blocks_as_they_are(monkeypatch):
+    """The zeros between merged blocks of gates are multiplied, but are no FLOPs of the model."""
+    monkeypatch.setattr(linear, "_WIDTH", 1)
 
 
 def xla_flops(config: PoolformerConfig, *, backward: bool = False) -> float:
@@ -174,15 +180,6 @@ def test_times_and_units():
     assert summary._describe_time(32_049 / 16_000) == "2 s"
     assert summary._si(999_900.0) == "1 M"
     assert summary._si(12.0) == "12 "
-
-
-def test_peak_flops():
-    assert summary.peak_flops("NVIDIA H100 80GB HBM3") == pytest.approx(989e12, rel=1e-3)
-    assert summary.peak_flops("TPU v3") == 61.5e12  # A device is one of the two cores of a chip.
-    assert summary.peak_flops("TPU v5") == summary.peak_flops("TPU v5p") == 459e12
-    assert summary.peak_flops("TPU v5 lite") == 197e12
-    for unknown in ("cpu", "TPU v99", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"):
-        assert summary.peak_flops(unknown) is None
 
 
 def test_model_flops_utilization():
