@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
+from jax.interpreters import batching, mlir
 
 from pf_jax.errors import UserError
 from pf_jax.recurrence import portable
@@ -70,6 +72,7 @@ _AUTO = {
     "cuda": ("pallas_gpu", "associative"),
 }
 _ELSEWHERE = "associative"
+_SHAPES = "sequential"  # What tells the shapes of results; it is traced in no time.
 
 
 def check(implementation: str) -> None:
@@ -113,27 +116,82 @@ def run(
         *args: The arrays.
         **options: What else it takes: of `forward`, the type of the states.
     """
-    wanted, static = IMPLEMENTATIONS.get(implementation), tuple(options.items())
+    wanted = IMPLEMENTATIONS.get(implementation)
+    what = _What(function, coefficients, tuple(options.items()))
     if wanted is not None and wanted.platform is None:
-        return _call(implementation, function, coefficients, static, *args)
+        return _call(implementation, what, *args)
     if wanted is not None and wanted.platform != platform_here():
         _warn_once(
             f"The recurrence {implementation!r} runs on {wanted.platform} and not on "
             f"{jax.default_backend()}, where the best other one takes its place."
         )
-    branches = {platform: _usable(names) for platform, names in _AUTO.items()}
-    branches["default"] = _ELSEWHERE
-    calls = {
-        platform: functools.partial(_call, name, function, coefficients, static)
-        for platform, name in branches.items()
-    }
-    return jax.lax.platform_dependent(*args, **calls)
+    leaves, tree = jax.tree.flatten(args)
+    results = jax.tree.structure(jax.eval_shape(functools.partial(_call, _SHAPES, what), *args))
+    return jax.tree.unflatten(results, _best.bind(*leaves, what=what, tree=tree, mapped=()))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
-def _call(name: str, function: str, coefficients: Coefficients, options: tuple, *args: Any) -> Any:
+class _What(NamedTuple):
+    """What is called, apart from arrays."""
+
+    function: str
+    coefficients: Coefficients
+    options: tuple[tuple[str, Any], ...]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _call(name: str, what: _What, *args: Any) -> Any:
     """Traced once for all layers of a shape."""
-    return getattr(IMPLEMENTATIONS[name], function)(coefficients, *args, **dict(options))
+    run = getattr(IMPLEMENTATIONS[name], what.function)
+    return run(what.coefficients, *args, **dict(what.options))
+
+
+# The best implementation for the platform that a program is lowered for, as an operation of JAX:
+# only that one is traced, and not before. `jax.lax.platform_dependent` traces all at once.
+_best = jex.core.Primitive("best_recurrence")
+_best.multiple_results = True
+
+
+def _on_leaves(name: str, *leaves: Any, what: _What, tree: Any, mapped: tuple) -> list[Any]:
+    """`_call` of flat arguments with flat results, under all the `jax.vmap` around it."""
+
+    def run(*leaves):
+        return jax.tree.leaves(_call(name, what, *jax.tree.unflatten(tree, leaves)))
+
+    for axes in mapped:
+        run = jax.vmap(run, axes)
+    return run(*leaves)
+
+
+def _on(platform: str, *leaves: Any, **what: Any) -> list[Any]:
+    names = _AUTO.get(platform)
+    return _on_leaves(_ELSEWHERE if names is None else _usable(names), *leaves, **what)
+
+
+@functools.partial(jax.jit, static_argnames=("what", "tree", "mapped"))
+def _compiled(*leaves: Any, **what: Any) -> list[Any]:
+    return _best.bind(*leaves, **what)
+
+
+@_best.def_abstract_eval
+def _shapes(*leaves: Any, **what: Any) -> list[jax.core.ShapedArray]:
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+    results = jax.eval_shape(functools.partial(_on_leaves, _SHAPES, **what), *shapes)
+    return [jax.core.ShapedArray(x.shape, x.dtype) for x in results]
+
+
+def _mapped(leaves: Any, axes: Any, *, mapped: tuple, **what: Any) -> tuple[list[Any], list[int]]:
+    results = _best.bind(*leaves, mapped=(*mapped, tuple(axes)), **what)
+    return results, [0] * len(results)
+
+
+_best.def_impl(_compiled)
+batching.primitive_batchers[_best] = _mapped
+for _platform in (None, *_AUTO):
+    mlir.register_lowering(
+        _best,
+        mlir.lower_fun(functools.partial(_on, _platform), multiple_results=True),
+        platform=_platform,
+    )
 
 
 def _usable(names: tuple[str, ...]) -> str:

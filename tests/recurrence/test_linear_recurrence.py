@@ -234,12 +234,30 @@ def test_a_kernel_that_does_not_compile_falls_back_with_one_warning(monkeypatch)
     monkeypatch.setitem(choice._AUTO, "cpu", ("pallas_tpu", "sequential"))
     for cached in (choice._warn_once, choice._why_it_fails):
         cached.cache_clear()
+    jax.clear_caches()
     problem = random_problem(14, 1, 4)[:3]
     with pytest.warns(UserWarning, match=r"'pallas_tpu' does not compile.*no such") as warned:
         h, _ = [linear_recurrence(*problem) for _ in range(2)]
     assert len(warned) == 1
     choice._why_it_fails.cache_clear()
     np.testing.assert_array_equal(h, linear_recurrence(*problem, implementation="sequential"))
+
+
+def test_only_what_runs_is_traced(monkeypatch):
+    for name in IMPLEMENTATIONS.keys() - {"sequential"}:
+        monkeypatch.setitem(choice.IMPLEMENTATIONS, name, choice.Implementation(*[None] * 4))
+    jax.clear_caches()
+    assert_equals_the_loop("auto", *random_problem(15, 2, 5))
+
+
+def test_vmap_of_vmap_along_any_axes():
+    a, b, h0, _ = random_problem(16, 2, 5)
+    decays, inputs, starts = np.stack([a, 0.5 * a, 0.2 * a], 2), np.stack([b, -b], 1), [h0, 2 * h0]
+    run = jax.vmap(jax.vmap(linear_recurrence, (None, 1, 0)), (2, None, None), out_axes=1)
+    h = run(decays, inputs, np.stack(starts))
+    for i, j in np.ndindex(3, 2):
+        expected = linear_recurrence(decays[:, :, i], inputs[:, j], starts[j])
+        np.testing.assert_allclose(h[j, i], expected, rtol=1e-6)
 
 
 def test_wrong_shapes_are_named():
