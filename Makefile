@@ -30,7 +30,7 @@ $(VENV)/tpu/libtpu: $(VENV)/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/tpu libtpu==$(LIBTPU) || echo "libtpu is not to be had here: its tests are skipped"
 
 test: setup lint $(VENV)/tpu/libtpu
-	TPU_LIBRARY_PATH=$$(find "$(CURDIR)/$(VENV)/tpu" -name libtpu.so 2>/dev/null) $(BIN)/python -m pytest -n auto --dist=loadgroup
+	TPU_LIBRARY_PATH=$$(find "$(CURDIR)/$(VENV)/tpu" -name libtpu.so 2>/dev/null) $(BIN)/python -m pytest -n auto --dist=loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -9,3 +10,14 @@ _CACHE = pathlib.Path(tempfile.gettempdir()) / f"pf_jax_tests_{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# To compile takes far longer than to run. What the README shows is run as users run it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# All that is compiled stays: to look again and again for garbage in it takes a tenth of the time.
+gc.set_threshold(50_000, 20, 50)
+
+# What takes long comes first, so that no process is left alone with it; each takes whole files.
+_LONG = ("test_hosts.py", "/training/", "/experiments/", "test_readme.py", "/sampling/")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: [part not in item.path.as_posix() for part in _LONG])

@@ -151,13 +151,13 @@ def read_members(path: epath.Path, wanted: Callable[[str], bool]) -> Iterator[tu
                 name = _checked_name(path, name)
                 if not _is_litter(name) and wanted(name):
                     yield name, read()
-    except _DAMAGE as error:
-        raise UserError(
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise UserError(  # What is wrong inside of a file, as bz2 has it, has no errno.
             f"{path} is damaged or cut short ({' '.join(str(error).split())}); "
             "delete it and fetch it again."
         ) from error
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def _tar_members(file: BinaryIO) -> Iterator[tuple[str, Callable[[], bytes]]]:

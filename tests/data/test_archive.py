@@ -166,9 +166,10 @@ def test_an_archive_that_was_cut_short_is_noticed(tmp_path, kind, share):
         list(read_members(epath.Path(path), lambda name: True))
 
 
+@pytest.mark.parametrize("size", [100_000, 1_500_000])  # The latter has more than one block.
 @pytest.mark.parametrize("kind", ["x.tar.gz", "x.tar.bz2", "x.tar.xz", "x.zip"])
-def test_a_flipped_bit_is_noticed(tmp_path, kind):
-    path = make(tmp_path / kind, {"noise.bin": os.urandom(100_000)})
+def test_a_flipped_bit_is_noticed(tmp_path, kind, size):
+    path = make(tmp_path / kind, {"noise.bin": os.urandom(size)})
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)

@@ -170,7 +170,8 @@ FULL_DISK = """
 
     def full(self, state, batches):
         saved.append(1)
-        if len(saved) == 2:  # From now on no file can hold more.
+        if len(saved) == 2:  # From now on no file can hold more; the first one has been written.
+            self._manager.wait_until_finished()
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
         save(self, state, batches)

@@ -24,8 +24,6 @@ from pf_jax.config import PoolformerConfig
 from pf_jax.data import open_dataset, train_batches
 from pf_jax.training import hosts, train
 
-pytestmark = pytest.mark.xdist_group("hosts")  # All share their runs.
-
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 24
 DEVICES = "--xla_force_host_platform_device_count"

@@ -31,8 +31,6 @@ from pf_jax.training.parallel import batch_shapes, parallel_train_step
 from pf_jax.training.state import TrainState, abstract_model, merge_model, split_model
 from pf_jax.training.step import DATA_AXIS, train_step
 
-pytestmark = pytest.mark.xdist_group("sequence")  # All share what the other process found.
-
 # Of three levels; with eight devices the innermost has a single position on each.
 CONFIG = TrainConfig(
     model=PoolformerConfig(
