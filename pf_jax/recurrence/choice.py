@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.interpreters import batching, mlir
 
 from pf_jax.errors import UserError
-from pf_jax.recurrence import portable
+from pf_jax.recurrence import cpu_loop, portable
 from pf_jax.recurrence.associative import associative
 from pf_jax.recurrence.coefficients import PLAIN, Coefficients
 from pf_jax.recurrence.sequential import sequential
@@ -59,20 +59,21 @@ def _module(name: str) -> Any:
 
 
 IMPLEMENTATIONS = {
-    "associative": _around(associative),
-    "sequential": _around(sequential),
+    "associative": _around(portable.reversible(associative)),
+    "sequential": _around(portable.reversible(sequential)),
+    "cpu_loop": _around(portable.Scan(cpu_loop.states, cpu_loop.adjoint)),
     "pallas_tpu": _kernel("pallas_tpu", "tpu"),
     "pallas_gpu": _kernel("pallas_gpu", "cuda"),
 }
 
 # By platform, with what runs where a kernel does not; benchmarks/recurrence.py compares them.
 _AUTO = {
-    "cpu": ("sequential",),
+    "cpu": ("cpu_loop",),
     "tpu": ("pallas_tpu", "associative"),
     "cuda": ("pallas_gpu", "associative"),
 }
 _ELSEWHERE = "associative"
-_SHAPES = "sequential"  # What tells the shapes of results; it is traced in no time.
+_SHAPES = "cpu_loop"  # What tells the shapes of results; it is traced in no time.
 
 
 def check(implementation: str) -> None:

@@ -1,12 +1,11 @@
-"""The recurrence and its gradient around any scan over time: what runs on every backend.
+"""The recurrence and its gradient around any scan over time: what XLA compiles by itself.
 
-A *scan* is a function `(a, b, h0, *, reverse) -> h` of arrays of one type. The functions here have
-the signatures of the kernels' (`pallas_tpu`, `pallas_gpu`) with a scan in front, and any type of
-state.
+The functions here have the signatures of the kernels' (`pallas_tpu`, `pallas_gpu`) with a `Scan` in
+front, and any type of state.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,30 @@ from jaxtyping import Array, Inexact
 
 from pf_jax.recurrence.coefficients import Coefficients
 
-Scan = Callable[..., Inexact[Array, "batch time width"]]
+
+class Scan(NamedTuple):
+    """A recurrence over time and its adjoint, of arrays of one type.
+
+    Attributes:
+        states: `(a, b, h0)` to all states of `h_t = a_t h_{t-1} + b_t`.
+        adjoint: `(a, dh, dlast)` to all `g_t` and to `s_1`, see `gradient`.
+    """
+
+    states: Callable
+    adjoint: Callable
+
+
+def reversible(scan: Callable) -> Scan:
+    """Of a function `(a, b, h0, *, reverse) -> h`."""
+
+    def states(a, b, h0):
+        return scan(a, b, h0, reverse=False)
+
+    def adjoint(a, dh, dlast):
+        s = scan(a, a * dh, dlast, reverse=True)
+        return dh + jnp.concatenate([s[:, 1:], dlast[:, None]], axis=1), s[:, 0]
+
+    return Scan(states, adjoint)
 
 
 def forward(
@@ -27,7 +49,7 @@ def forward(
 ) -> tuple[Inexact[Array, "batch time width"], Inexact[Array, "batch width"]]:
     """All states of `h_t = a_t h_{t-1} + b_t`, in `dtype`, and the last one in the type of `h0`."""
     a, b = coefficients(_of_type(inputs, h0.dtype), channel)
-    h = scan(a, b, h0, reverse=False)
+    h = scan.states(a, b, h0)
     return h.astype(dtype), h[:, -1]
 
 
@@ -40,7 +62,7 @@ def carry(
     """`(decay, last)` such that the whole sequence maps `h0` to `decay h0 + last`."""
     dtype = jnp.promote_types(jnp.result_type(*inputs), jnp.float32)
     a, b = coefficients(_of_type(inputs, dtype), channel)
-    return jnp.prod(a, axis=1), scan(a, b, jnp.zeros_like(a[:, 0]), reverse=False)[:, -1]
+    return jnp.prod(a, axis=1), scan.states(a, b, jnp.zeros_like(a[:, 0]))[:, -1]
 
 
 def gradient(
@@ -80,12 +102,11 @@ def gradient(
     given = [jnp.zeros_like(dh) if x is None else x for x in inputs]
     dh = dh.astype(h0.dtype)
     (a, _), vjp = jax.vjp(coefficients, _of_type(given, h0.dtype), tuple(channel))
-    s = scan(a, a * dh, dlast, reverse=True)
-    g = dh + jnp.concatenate([s[:, 1:], dlast[:, None]], axis=1)
+    g, dh0 = scan.adjoint(a, dh, dlast)
     previous = jnp.concatenate([h0[:, None], h[:, :-1].astype(h0.dtype)], axis=1)
     dinputs, dchannel = vjp((g * previous, g))
     dinputs = tuple(x.astype(dtype) for x, dtype in zip(dinputs, dtypes, strict=True))
-    return dinputs, dchannel, s[:, 0]
+    return dinputs, dchannel, dh0
 
 
 def adjoint_carry(
@@ -99,7 +120,7 @@ def adjoint_carry(
     dtype = jnp.promote_types(dh.dtype, jnp.float32)
     given = [jnp.zeros_like(dh) if x is None else x for x in inputs]
     a, _ = coefficients(_of_type(given, dtype), channel)
-    return scan(a, a * dh.astype(dtype), jnp.zeros_like(a[:, 0]), reverse=True)[:, 0]
+    return scan.adjoint(a, dh.astype(dtype), jnp.zeros_like(a[:, 0]))[1]
 
 
 def _of_type(inputs, dtype):

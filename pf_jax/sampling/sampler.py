@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pf_jax.errors import UserError
+from pf_jax.one_kernel import one_kernel
 from pf_jax.poolformer import Poolformer, SkipBlockState
 from pf_jax.sampling import nested
 from pf_jax.sampling.weights import SamplerWeights, lay_out
@@ -280,7 +280,7 @@ def _run_chunk(
     keys = jnp.where(attempt == 0, keys, others)
     steps = step + jnp.arange(forced.shape[1], dtype=jnp.uint32)
     uniform = jax.vmap(jax.vmap(_uniform, (0, None)), (None, 0))(keys, steps)
-    run = _in_one_kernel(nested.run) if in_one_kernel else nested.run
+    run = one_kernel(nested.run) if in_one_kernel else nested.run
     carry, outputs = run(weights, carry, nested.Inputs(uniform, forced.T), temperature, top_p)
     return carry, jax.tree.map(jnp.transpose, outputs)
 
@@ -288,21 +288,6 @@ def _run_chunk(
 def _uniform(key: PRNGKeyArray, step: Int[Array, ""]) -> Float[Array, ""]:
     """A number in [0, 1) that depends on the stream's key and the step's number alone."""
     return jax.random.uniform(jax.random.fold_in(key, step))
-
-
-def _in_one_kernel(function: Callable) -> Callable:
-    """Has XLA's CPU compiler make one kernel of a function, loops and all.
-
-    By itself it makes a kernel of each fused operation, and goes from one to the next in some tens
-    of nanoseconds: at one stream, that is where half of the time of a narrow level would go.
-    """
-    function = jax.jit(function)
-
-    def call(*args):
-        with set_xla_metadata(inlineable="false", xla_cpu_small_call="true"):
-            return function(*args)
-
-    return call
 
 
 _make_carry = jax.jit(nested.make_carry)

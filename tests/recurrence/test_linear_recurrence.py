@@ -244,7 +244,7 @@ def test_a_kernel_that_does_not_compile_falls_back_with_one_warning(monkeypatch)
 
 
 def test_only_what_runs_is_traced(monkeypatch):
-    for name in IMPLEMENTATIONS.keys() - {"sequential"}:
+    for name in IMPLEMENTATIONS.keys() - {"cpu_loop"}:
         monkeypatch.setitem(choice.IMPLEMENTATIONS, name, choice.Implementation(*[None] * 4))
     jax.clear_caches()
     assert_equals_the_loop("auto", *random_problem(15, 2, 5))
