@@ -70,6 +70,17 @@ def test_the_sampler():
     assert report["memory"]["weights"] > 0
 
 
+def test_what_does_not_fit():
+    done = run("--topology=v5e:1x1", "--batch=2000000", "--nolargest", "--json")
+    assert done.returncode == 2
+    report = json.loads(done.stdout)
+    assert not report["fits"]
+    # The logits and their gradients alone need as much.
+    assert report["memory"]["all"] > 2 * 2_000_000 * 256 * 256 * 4 > report["available"]
+    assert "does not fit; --largest finds a batch that does" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
