@@ -4,9 +4,7 @@ The page needs no network and no server: styles, script and pictures are inside,
 themselves are files beside it.
 """
 
-import base64
 import dataclasses
-import html
 import math
 import os
 import urllib.parse
@@ -18,6 +16,7 @@ from etils import epath
 from pf_jax.audio import AudioFormat, io, pictures
 from pf_jax.errors import UserError
 from pf_jax.formats import Format, ImageFormat, TextFormat
+from pf_jax.pages import data_uri, page, text, write_page
 
 _MOST_SHOWN = 200  # Samples with a picture; a page with more of them would be slow to open.
 _MOST_SECONDS = 600  # Of a sound's picture.
@@ -80,17 +79,10 @@ def write_gallery(
         _row(directory, entry, format, limit if i < len(shown) else None)
         for i, entry in enumerate(entries)
     ]
-    page = _page(title, facts, rows, format)
-    path = directory / "index.html"
-    try:
-        path.write_bytes(page.encode(errors="replace"))
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-    return path
+    return write_page(directory / "index.html", _page(title, facts, rows, format))
 
 
 def _page(title: str, facts: Mapping[str, str], rows: Sequence[str], format: Format) -> str:
-    pairs = "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in facts.items())
     unit = "Bits per sample" if isinstance(format, AudioFormat) else "Bits per byte"
     about = [f"{len(rows):,} {'sample' if len(rows) == 1 else 'samples'}."]
     about += [f"{unit}, and length, of what is new; fewer bits are likelier under the model."]
@@ -106,25 +98,20 @@ def _page(title: str, facts: Mapping[str, str], rows: Sequence[str], format: For
         '<span class="arrow" aria-hidden="true"></span></button></th>'
         for key, label in (("name", "Name"), ("bits", unit), ("length", "Length"))
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon" href="data:,">\n'  # Otherwise browsers ask a server for one.
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<header>\n<h1>{_text(title)}</h1>\n<dl>{pairs}</dl>\n<p>{' '.join(about)}</p>\n"
-        f'</header>\n<main>\n<table>\n<thead><tr>{head}<th scope="col" class="wide">Sample</th>'
-        f"</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>\n</table>\n</main>\n"
-        f"<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+    body = (
+        f'<table>\n<thead><tr>{head}<th scope="col" class="wide">Sample</th></tr></thead>\n'
+        f"<tbody>\n{''.join(rows)}</tbody>\n</table>\n"
     )
+    return page(title, body, facts=facts, about=" ".join(about), style=_STYLE, script=_SCRIPT)
 
 
 def _row(directory: epath.Path, entry: Entry, format: Format, limit: float | None) -> str:
     """Returns a row of the table. Without a `limit`, of amplitude, the sample is not shown."""
     name = _relative(directory, entry.path)
     # As bytes: names of files need not be UTF-8.
-    link = _text(urllib.parse.quote(os.fsencode(name)))
+    link = text(urllib.parse.quote(os.fsencode(name)))
     remarks = [_prompt(entry, format)]
-    sample = f'<audio controls preload="none" src="{link}" aria-label="{_text(name)}"></audio>'
+    sample = f'<audio controls preload="none" src="{link}" aria-label="{text(name)}"></audio>'
     if not isinstance(format, AudioFormat):
         sample = ""
     if limit is None:
@@ -140,12 +127,12 @@ def _row(directory: epath.Path, entry: Entry, format: Format, limit: float | Non
     elif isinstance(format, ImageFormat):
         sample += _image(entry, format, name)
     remarks.append(entry.notes)
-    remarks = "".join(f'<p class="remark">{_text(r)}</p>' for r in remarks if r)
+    remarks = "".join(f'<p class="remark">{text(r)}</p>' for r in remarks if r)
     known = math.isfinite(entry.bits_per_sample)
     bits = f"{entry.bits_per_sample:.6f}" if known else ""
     return (
-        f'<tr data-name="{_text(name)}" data-bits="{bits}" data-length="{entry.num_steps}">'
-        f'<th scope="row"><a href="{link}">{_text(name)}</a>{remarks}</th>'
+        f'<tr data-name="{text(name)}" data-bits="{bits}" data-length="{entry.num_steps}">'
+        f'<th scope="row"><a href="{link}">{text(name)}</a>{remarks}</th>'
         f'<td class="number">{f"{entry.bits_per_sample:.3f}" if known else "unknown"}</td>'
         f'<td class="number">{_length(entry.num_steps, format)}</td>'
         f'<td class="sample">{sample}</td></tr>\n'
@@ -161,7 +148,7 @@ def _sound(entry: Entry, limit: float) -> tuple[str, str]:
     left, right = pictures.INSIDE
     picture = (
         f'<div class="picture" data-seconds="{len(drawn) / rate}" data-left="{left}" '
-        f'data-right="{right}"><img alt="Waveform and mel spectrogram" src="{_data(png)}">'
+        f'data-right="{right}"><img alt="Waveform and mel spectrogram" src="{data_uri(png)}">'
         '<i class="playhead" hidden></i></div>'
     )
     minutes = f"Drawn: only the first {_MOST_SECONDS // 60} minutes."
@@ -174,9 +161,9 @@ def _letters(entry: Entry, format: TextFormat) -> tuple[str, str]:
     parts = (tokens[: entry.prompt_steps], tokens[entry.prompt_steps :])
     prompt, new = map(format.decode, parts)
     room = max(0, _MOST_LETTERS - len(prompt))
-    inside = f'<span class="prompt">{_text(prompt[:_MOST_LETTERS])}</span>' if prompt else ""
+    inside = f'<span class="prompt">{text(prompt[:_MOST_LETTERS])}</span>' if prompt else ""
     # HTML takes a line break after <pre> away: it gets one that may go.
-    picture = f'<pre tabindex="0">\n{inside}{_text(new[:room])}</pre>'
+    picture = f'<pre tabindex="0">\n{inside}{text(new[:room])}</pre>'
     cut = len(prompt) + len(new) > _MOST_LETTERS
     return picture, f"Shown: only the first {_MOST_LETTERS:,} characters." if cut else ""
 
@@ -186,7 +173,7 @@ def _image(entry: Entry, format: ImageFormat, name: str) -> str:
     if 0 < entry.prompt_steps < 3 * format.side**2:
         percent = 100 * (entry.prompt_steps // (3 * format.side)) / format.side
         mark = f'<i class="mark" style="top:{percent:.2f}%"></i>'
-    picture = f'<img alt="{_text(name)}" src="{_data(_read(entry.path))}">'
+    picture = f'<img alt="{text(name)}" src="{data_uri(_read(entry.path))}">'
     return f'<div class="pixels">{picture}{mark}</div>'
 
 
@@ -234,28 +221,7 @@ def _read(path: epath.PathLike) -> bytes:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _data(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _text(text: str) -> str:
-    return html.escape(str(text))
-
-
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2127; --soft: #5d646e; --paper: #fff; --line: #dde1e6;
-  --band: #f5f6f8; --link: #1f5f99; --mark: #c9364b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #a3aab4; --paper: #15171b;
-  --line: #333840; --band: #1d2025; --link: #86bdf0; --mark: #ff7b8c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; color: var(--ink);
-  background: var(--paper); font: 15px/1.45 system-ui, sans-serif; }
-h1 { margin: 0 0 .6rem; font-size: 1.5rem; overflow-wrap: anywhere; }
-dl { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: 0 0 .6rem; }
-dt { color: var(--soft); font-size: .8rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
-header p { margin: 0 0 1rem; color: var(--soft); max-width: 75ch; }
-a { color: var(--link); }
 table { width: 100%; border-collapse: collapse; }
 thead th { position: sticky; top: 0; z-index: 2; text-align: left; font-weight: 600;
   background: var(--band); border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -263,14 +229,12 @@ thead th.wide { padding: .5rem .7rem; width: 100%; }
 thead button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
   padding: .5rem .7rem; width: 100%; text-align: left; cursor: pointer; }
 thead button:hover { color: var(--link); }
-:focus-visible { outline: 2px solid var(--link); outline-offset: -2px; }
 .arrow::after { content: "\\2195"; margin-left: .35em; opacity: .45; }
 [aria-sort=ascending] .arrow::after { content: "\\2191"; opacity: 1; }
 [aria-sort=descending] .arrow::after { content: "\\2193"; opacity: 1; }
 tbody th, td { padding: .7rem; vertical-align: top; border-bottom: 1px solid var(--line); }
 tbody th { text-align: left; font-weight: 600; min-width: 13rem; overflow-wrap: anywhere; }
 .remark { margin: .2rem 0 0; font-weight: 400; font-size: .85rem; color: var(--soft); }
-.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
 audio { display: block; width: 100%; height: 2.4rem; margin-bottom: .4rem; }
 .picture { position: relative; cursor: pointer; }
 .picture img { display: block; width: 100%; height: auto; aspect-ratio: 1056 / 204; }
