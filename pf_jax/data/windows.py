@@ -71,6 +71,18 @@ class Windows:
         starts = [(index - indices[0]) * self.window for index in indices]
         return np.concatenate([self._read(recording, start) for start in starts])
 
+    def piece(self, recording: int, start: int, stop: int) -> UInt8[np.ndarray, "stop-start"]:
+        """Returns tokens `start` to `stop` of a recording, as the fixed windows have them.
+
+        Raises:
+            IndexError: There is no such recording, or it has no such samples.
+        """
+        if self._normalization != "window":
+            return self._encoded(recording, start, stop)
+        first = start // self.window * self.window  # What a token is depends on its whole window.
+        windows = [self._read(recording, at) for at in range(first, stop, self.window)]
+        return np.concatenate(windows)[start - first : stop - first]
+
     def _recording_of(self, indices: np.ndarray) -> np.ndarray:
         recordings = np.searchsorted(self._first, indices, side="right") - 1
         return np.minimum(recordings, len(self.recordings) - 1)
@@ -89,6 +101,10 @@ class Windows:
     def _read(self, recording: int, start: int) -> UInt8[np.ndarray, "time"]:
         """Returns the tokens of one window, as many as are real."""
         stop = min(start + self.window, self.recordings.lengths[recording])
+        return self._encoded(recording, start, stop)
+
+    def _encoded(self, recording: int, start: int, stop: int) -> UInt8[np.ndarray, "stop-start"]:
+        """Returns tokens; where windows are normalized, of exactly one of them."""
         samples = self.recordings.read(recording, start, stop)
         extent = None
         if self._normalization == "recording":
