@@ -5,6 +5,8 @@ import os
 import pathlib
 import tempfile
 
+import pytest
+
 # Several processes compile the same small programs: once is enough. Set before jax is imported.
 _CACHE = pathlib.Path(tempfile.gettempdir()) / f"pf_jax_tests_{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
@@ -21,3 +23,19 @@ _LONG = ("test_hosts.py", "/training/", "/experiments/", "test_readme.py", "/sam
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: [part not in item.path.as_posix() for part in _LONG])
+
+
+# Each compiled program takes some of the 65,530 mappings of memory that Linux gives to a process;
+# past them, XLA crashes.
+_MOST_MAPPINGS = 15_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Before a file, lets go of what others have compiled, if that is a lot."""
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
