@@ -24,6 +24,7 @@ import shutil
 import sys
 import textwrap
 import traceback
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -59,12 +60,17 @@ def define_config() -> flags.FlagHolder[TrainConfig]:
     )
 
 
-def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> NoReturn:
+def run(
+    main: Callable[[list[str]], Any], argv: Sequence[str] | None = None, *, words: str = ""
+) -> NoReturn:
     """Parses the flags and runs a command; a user's mistake ends it with one line and status 2.
 
     Args:
-        main: Takes what is left of `argv`, the name of the program.
+        main: Takes what is left of `argv`: the name of the program, and the words.
         argv: The command line; `sys.argv` when None.
+        words: What `--help` calls the words that the command takes besides flags, such as
+            "RUN [RUN ...]"; they may stand before, between and behind the flags, and how many there
+            must be is for `main` to say. Empty for a command that takes none.
     """
     # absl files the flags of `python -m experiments.train` under the name of the program.
     module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
@@ -72,9 +78,9 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     def parse(argv: Sequence[str]) -> list[str]:
         own = flags.FLAGS.get_key_flags_for_module(module)
         if any(argument in _HELP_FLAGS for argument in argv[1:]):
-            print(_help(sys.modules[main.__module__].__doc__ or "", own))
+            print(_help(sys.modules[main.__module__], own, words))
             sys.exit(0)
-        return _parse_flags(argv, own)
+        return _parse_flags(argv, own, takes_words=bool(words))
 
     if jax.config.jax_compilation_cache_dir is None:
         # What was compiled once, for minutes on a TPU, is found again when a run is resumed.
@@ -224,23 +230,31 @@ def _in_one_line(error: Exception) -> str:
     return message if isinstance(error, UserError) else f"{type(error).__name__}: {message}"
 
 
-def _parse_flags(argv: Sequence[str], own: Sequence[flags.Flag]) -> list[str]:
+def _parse_flags(
+    argv: Sequence[str], own: Sequence[flags.Flag], *, takes_words: bool = False
+) -> list[str]:
     """Parses the command line for `app.run`.
 
     Args:
         argv: The command line.
         own: The flags of the command, as against those of the libraries it imports.
+        takes_words: Whether what is no flag is for the command, or a mistake.
+
+    Returns:
+        The name of the program, and the words.
 
     Raises:
         UserError: A flag is unknown, missing or has an impossible value.
     """
     known = flags.FLAGS
+    known.set_gnu_getopt(takes_words)  # Whether absl looks for flags behind a word.
     names = [flag.name for flag in own]
     arguments, overrides = known.read_flags_from_files(argv[1:], force_gnu=False), {}
     if "config" in names:
         overrides, arguments = split_overrides(arguments)
         names += [f"config.{name}" for name in fields.leaves(TrainConfig)]
-    _refuse_words(arguments)  # absl stops at a word, and would then miss the flags behind it.
+    if not takes_words:
+        _refuse_words(arguments)  # absl stops at a word, and would then miss the flags behind it.
     try:
         _, *words = known([argv[0], *arguments])
     except flags.UnrecognizedFlagError as error:
@@ -248,7 +262,8 @@ def _parse_flags(argv: Sequence[str], own: Sequence[flags.Flag]) -> list[str]:
         raise UserError(f"Unknown flag --{error.flagname}{near}") from None
     except (flags.Error, ValueError) as error:
         raise UserError(_flag_error(error)) from None
-    _refuse_words(words)
+    if not takes_words:
+        _refuse_words(words)
     if "config" in names:
         config = known["config"]
         if config.value is None:
@@ -258,11 +273,11 @@ def _parse_flags(argv: Sequence[str], own: Sequence[flags.Flag]) -> list[str]:
         config.value = load_config(config.value, overrides)
     if known["verbosity"].using_default_value:
         known.verbosity = logging.WARNING  # absl's own default would let every detail through.
-    return [argv[0]]
+    return [argv[0], *words]
 
 
 def _refuse_words(arguments: Sequence[str]) -> None:
-    """Raises UserError if the first argument is no flag; no command takes any."""
+    """Raises UserError if the first argument is no flag, for a command that takes flags only."""
     if arguments and not arguments[0].startswith("-"):
         raise UserError(f"Unexpected argument {arguments[0]!r}: flags look like --name=value.")
 
@@ -289,7 +304,7 @@ def _flag_error(error: Exception) -> str:
     return f"{message}."
 
 
-def _help(description: str, own: Sequence[flags.Flag]) -> str:
+def _help(command: types.ModuleType, own: Sequence[flags.Flag], words: str = "") -> str:
     """The command's docstring and its own flags; `--helpfull` has those of absl and JAX too."""
     width = min(shutil.get_terminal_size().columns, 100)
     indent = " " * 22
@@ -299,7 +314,10 @@ def _help(description: str, own: Sequence[flags.Flag]) -> str:
         fits = len(label) < 19
         return f"  {label:<20}{wrapped.lstrip()}" if fits else f"  {label}\n{wrapped}"
 
-    lines = [description.strip(), "", "Flags:"]
+    lines = [(command.__doc__ or "").strip(), "", "Flags:"]
+    if words:
+        name = command.__spec__.name if command.__spec__ else sys.argv[0]
+        lines[1:1] = ["", f"Usage: python -m {name} {words} [--FLAG=VALUE ...]"]
     for flag in own:
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"

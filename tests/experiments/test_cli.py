@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -39,12 +40,12 @@ def main(argv: Sequence[str]) -> None:
 def run(capsys):
     """Runs the command as its `__main__` would; gives its status, stdout and stderr."""
 
-    def run(*arguments):
+    def run(*arguments, **options):
         with flagsaver.flagsaver():
             flags.FLAGS.unparse_flags()
             status = 0
             try:
-                cli.run(main, ["program", *arguments])
+                cli.run(main, ["program", *arguments], **options)
             except SystemExit as stop:
                 status = stop.code or 0
         return status, *capsys.readouterr()
@@ -227,6 +228,40 @@ def test_help_is_short(run, help_flag):
     assert len(out.splitlines()) < 30
     assert max(map(len, out.splitlines())) <= 100
     assert "jax" not in out
+
+
+WORDS = [
+    (["a", "b", "--num_things=3", "--config=demo"], ["a", "b"]),
+    (["--num_things=3", "--config", "demo", "a", "b"], ["a", "b"]),
+    (["a", "--num_things", "3", "b", "--config=demo", "a"], ["a", "b", "a"]),
+    (["a", "--config.seed", "1", "b", "--config=demo", "--num_things=3"], ["a", "b"]),
+    (["a=b", "", "--num_things=3", "--config=demo", "--", "--loudly"], ["a=b", "", "--loudly"]),
+    (["--config=demo", "--num_things=3"], []),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), WORDS)
+def test_words_for_a_command_that_takes_them(run, arguments, words):
+    status, out, err = run(*arguments, words="RUN [RUN ...]")
+    assert (status, err) == (0, "")
+    assert json.loads(out)[:3] == [words, 3, False]
+
+
+def test_flags_behind_words_are_checked(run):
+    _, _, err = run("a", "--num_thigns=3", "--config=demo", words="RUN [RUN ...]")
+    assert err == "error: Unknown flag --num_thigns; did you mean --num_things?\n"
+    _, _, err = run("a", "--num_things=few", words="RUN [RUN ...]")
+    assert err == "error: --num_things must be a positive integer, got 'few'.\n"
+    # A command that takes none, in the same process, goes on refusing them.
+    status, _, err = run("--config=demo", "a", "--num_thigns=3")
+    assert (status, err[:33]) == (2, "error: Unexpected argument 'a': f")
+
+
+def test_help_shows_where_words_go(run):
+    status, out, _ = run("--help", words="RUN [RUN ...]")
+    assert status == 0
+    assert re.search(r"\n\nUsage: python -m \S*test_cli RUN \[RUN \.\.\.\] \[--FLAG=", out)
+    assert "Usage:" not in run("--help")[1]
 
 
 @pytest.mark.parametrize("name", cli.presets())
