@@ -137,7 +137,9 @@ def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
     runs = [checked_path(path, "RUN") for path in paths]
     # A name is of the path as it was given, where a link's target might mean nothing to the user.
     runs = [run if is_remote(run) else epath.Path(os.path.abspath(run)) for run in runs]
-    places = collections.Counter(run if is_remote(run) else run.resolve() for run in runs)
+    places = collections.Counter(
+        str(run) if is_remote(run) else os.path.realpath(run) for run in runs
+    )
     (place, times), *_ = places.most_common(1)
     if times > 1:
         raise UserError(f"The run {place} was given {times} times: name each run once.")
@@ -236,7 +238,7 @@ def incomparable(runs: Sequence[Run]) -> list[str]:
     )
     reasons += _unfair_metrics(runs)
     if 1 < len(runs) != len(known):
-        unknown = ", ".join(run.name for run in runs if run.meta is None)
+        unknown = ", ".join(run.name for run in runs if run.meta is None) if known else "all runs"
         reasons.append(f"Without a checkpoint, the data and the config are not known: {unknown}.")
     return reasons
 

@@ -12,10 +12,10 @@ from jaxtyping import Float, Num
 
 from pf_jax.pages import figure_png
 
-# Seven colours with a contrast of 2.6 or more to white and to near-black, chosen so that the two
-# closest are as far apart as can be (28 in CIELAB) also where a kind of cone is missing, by the
+# Seven colours with a contrast of 2.7 or more to white and to near-black, chosen so that the two
+# closest are as far apart as can be (26 in CIELAB) also where a kind of cone is missing, by the
 # matrices of Machado, Oliveira and Fernandes, 2009.
-_COLORS = ("#2d59b3", "#e6780b", "#0aaccc", "#cc0a2b", "#860dff", "#b3987d", "#99456f")
+_COLORS = ("#3663c0", "#e6780b", "#0aaccc", "#cc0a2b", "#860dff", "#b3987d", "#99456f")
 _GREY = "#7b7f85"  # Can be read on white and on black.
 
 # Corners of shapes in a square from -1 to 1, y upwards; a dash and a gap, in widths of the line.
@@ -29,6 +29,7 @@ _SHAPES = (
 _DASHES = ((), (4, 1.5), (1, 1))
 
 MOST_POINTS = 150  # Of a curve; of more, means are drawn.
+_MOST_FAINT = 3  # Curves whose points are drawn behind their means; more would be a thicket.
 _SHOWN = 0.9  # The part of a curve's points, its lowest ones, that the scale is made for.
 
 
@@ -93,8 +94,8 @@ class Dot:
 def curves_png(lines: Sequence[Line], *, x_label: str, y_label: str) -> tuple[bytes, bool]:
     """Draws curves that are to fall.
 
-    Of a curve with more than 150 points there are the points, faintly, and means over equally many
-    of them. The scale leaves out the beginning of curves that start high above their end.
+    Of a curve with more than 150 points there are means over equally many of them, and of few
+    curves the points, too, faintly. The scale leaves out where curves start high above their end.
 
     Args:
         lines: The curves, each with at least one finite value.
@@ -110,8 +111,8 @@ def curves_png(lines: Sequence[Line], *, x_label: str, y_label: str) -> tuple[by
     averages = [_average(line) for line in lines]
     for line, (x, y) in zip(lines, averages, strict=True):
         style = line.style
-        if len(x) < len(line.x):
-            axes.plot(line.x, line.y, color=style.color, linewidth=0.6, alpha=0.3)
+        if len(x) < len(line.x) and len(lines) <= _MOST_FAINT:
+            axes.plot(line.x, line.y, color=style.color, linewidth=0.6, alpha=0.3, zorder=1)
         axes.plot(
             x,
             y,

@@ -231,7 +231,7 @@ def _curve_chart(
     is_averaged = any(len(line.x) > MOST_POINTS for line in lines)
     caption = [f"{split}: bits per sample over {'samples seen' if over_samples else 'steps'}."]
     if is_averaged:
-        caption.append("Strong lines are means of several points.")
+        caption.append("Of long curves, means of several points.")
     if is_cut:
         caption.append("Some points are above the upper edge.")
     if missing:
