@@ -34,6 +34,7 @@ def write_checkpoint(run: pathlib.Path, step, evaluations, config, fingerprint="
     directory = run / "checkpoints" / str(step) / "meta"
     directory.mkdir(parents=True)
     (directory / "metadata").write_text(json.dumps(meta.to_dict()))
+    (directory / "commit_success.txt").touch()  # Without it Orbax reads nothing from a store.
 
 
 def write_evaluation(run: pathlib.Path, values, split="test"):

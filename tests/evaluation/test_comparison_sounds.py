@@ -76,7 +76,7 @@ def test_room_is_shared(tmp_path):
     def clip(seconds):
         return Clip("x", np.zeros(round(seconds * RATE), np.float32), RATE, seconds)
 
-    clips = [[clip(0.1)] * 3, [clip(0.1)], [clip(60)]]
+    clips = [[clip(0.1)] * 3, [clip(0.1)], [clip(10)]]
     sizes = [[p.size for p in players] for players in make_players(clips, most_bytes=1e9)[0]]
     room = sizes[0][0] + sizes[0][1] + sizes[1][0]
     for most_bytes, expected in ((room, [2, 1, 0]), (room - 1, [1, 1, 0]), (0, [0, 0, 0])):
