@@ -59,7 +59,7 @@ def ndb(
     does DiffWave's table. That script runs scikit-learn's k-means from a seed, so its bins are not
     these. Here SciPy's starts once, by k-means++, on at most 100 rows a bin, and goes on with all
     rows until no row changes its bin (or 300 times). An empty bin moves to the row that is farthest
-    from its centre. The order of the rows changes nothing.
+    from the centre of its own. The order of the rows changes nothing.
 
     Args:
         train_features: Of the training sounds.
@@ -164,9 +164,9 @@ def _centres(
             centres, bins = kmeans2(rows, centres, minit="matrix", **options)
         except ClusterError:
             bins, distances = vq(rows, centres, check_finite=False)
-            empty = np.flatnonzero(np.bincount(bins, minlength=num_bins) == 0)
             centres = centres.copy()
-            centres[empty] = rows[np.argsort(distances, kind="stable")[::-1][: len(empty)]]
+            # One at a time: the rows farthest away may all belong together.
+            centres[np.argmin(np.bincount(bins, minlength=num_bins))] = rows[np.argmax(distances)]
             bins = None  # Not at rest.
         if bins is not None and before is not None and np.array_equal(bins, before):
             break
