@@ -1,9 +1,10 @@
-"""Trains a Poolformer; the same command with the same --workdir goes on where it stopped.
+"""Trains a Poolformer or a classifier; the same command again goes on where it stopped.
 
 Examples:
   python -m experiments.train --config=demo --workdir=/tmp/demo
   python -m experiments.train --config=folder --config.data.path=~/music --workdir=~/runs/music
   python -m experiments.train --config=musicnet --workdir=gs://bucket/run --config.batch_size=64
+  python -m experiments.train --config=sc09_classifier --workdir=~/runs/classifier
 
 On a TPU slice, under Slurm, Open MPI or Kubernetes the same command on every host trains on all of
 them together. Elsewhere say who they are, on each host:
@@ -18,10 +19,13 @@ import jax
 from absl import flags
 
 from experiments import cli
-from pf_jax.training import train
+from pf_jax.errors import UserError
+from pf_jax.evaluation.classifier import ClassifierConfig, train_classifier
+from pf_jax.evaluation.classifier.saved import holds_classifier
+from pf_jax.training import TrainConfig, train
 from pf_jax.training.hosts import join
 
-_CONFIG = cli.define_config()
+_CONFIG = cli.define_config(TrainConfig, ClassifierConfig)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -46,6 +50,11 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = _CONFIG.value
     join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if isinstance(config, ClassifierConfig):
+        train_classifier(config, _WORKDIR.value)
+        return
+    if holds_classifier(_WORKDIR.value):
+        raise UserError(f"{_WORKDIR.value} holds a classifier: give another --workdir.")
     train(config, _WORKDIR.value)
     if jax.process_index() == 0:
         print(

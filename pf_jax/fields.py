@@ -148,6 +148,26 @@ def leaves(cls: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignored: Iterable[str] = ()
+) -> list[str]:
+    """What differs between two configs as dictionaries, in words, one dotted field each."""
+    old, new = _flat(old), _flat(new)
+    return [
+        f"{name} was {old.get(name)!r} and is now {value!r}"
+        for name, value in new.items()
+        if name not in ignored and old.get(name) != value
+    ]
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in fields.items():
+        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        flat |= {prefix + name: value} if inner is None else inner
+    return flat
+
+
 def _hints(cls: type) -> dict[str, Any]:
     """The type of each field of a dataclass; what belongs to the class is no field."""
     hints = typing.get_type_hints(cls)

@@ -52,12 +52,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
     Attributes:
         MODALITY: What the recordings are, a value of `DataConfig.modality`.
         EVENTS: The columns of `Recording.events`; empty where there are none.
+        LABEL_NAMES: By name of a label that is a number, what each number is called.
     """
 
     # Of what is stored and how: with another version, data is prepared anew beside the old.
     VERSION = tfds.core.Version("2.0.0")
     MODALITY: ClassVar[str] = "audio"
     EVENTS: ClassVar[tuple[str, ...]] = ()
+    LABEL_NAMES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     # No registered checksums: looking for them would need the package importlib_resources, which
     # TFDS uses but does not ask for on today's Pythons.
     url_infos = None

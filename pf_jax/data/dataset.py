@@ -98,6 +98,7 @@ class Dataset:
         name: Which dataset.
         format: How its tokens are sound, text or pictures.
         event_columns: What each row of `Recordings.events` says; empty where there are none.
+        label_names: By name of a label that is a number, what each number is called.
         skipped: What was left out when it was prepared: pairs of a file and the reason.
     """
 
@@ -107,6 +108,7 @@ class Dataset:
         self.name = builder.name
         self.format: Format = builder.config.format
         self.event_columns = builder.EVENTS
+        self.label_names = dict(builder.LABEL_NAMES)
         self.skipped = [(file, reason) for file, reason in metadata["skipped"]]
         self._splits = {
             split: Recordings(table, builder.open_split(split), builder.directory)

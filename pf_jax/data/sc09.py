@@ -5,6 +5,7 @@ Donahue et al. (WaveGAN, arXiv 1802.04208) have them.
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from pf_jax.data.archive import Source, read_members
 from pf_jax.data.builder import Builder
@@ -30,6 +31,7 @@ class SC09(Builder):
     """
 
     name = "sc09"
+    LABEL_NAMES: ClassVar = {"digit": DIGITS}
 
     def collect(self) -> Collection:
         """Decodes the digits in one pass; the lists come before or after them."""

@@ -105,6 +105,11 @@ class CheckpointMeta:
         Raises:
             UserError: It was written by a newer version, or is not the metadata of a checkpoint.
         """
+        if fields.get("kind") == "classifier":
+            raise UserError(
+                f"{path} is a classifier of sounds, not a Poolformer: "
+                "pf_jax.evaluation.classifier.load_classifier opens it."
+            )
         version = fields.get("format_version")
         if not isinstance(version, int):
             raise UserError(f"{path} is not a pf_jax checkpoint: its metadata has no version.")
@@ -212,6 +217,8 @@ def find(path: epath.PathLike) -> CheckpointMeta:
         raise UserError(f"{path} is not a checkpoint directory; give a training run's --workdir.")
     if (root / "meta").exists():
         return read_meta(root)
+    if (root / "classifier" / "meta").exists():
+        return read_meta(root / "classifier")
     steps = root / "checkpoints" if (root / "checkpoints").exists() else root
     found = [p.parent.parent for p in steps.glob("*/meta/metadata")]
     found = [p for p in found if p.name.isdigit()]

@@ -283,6 +283,8 @@ def _in_words(metrics: Mapping[str, float]) -> list[str]:
     words = []
     if "loss" in metrics:
         words.append(f"loss {metrics['loss']:.4f}")
+    if "accuracy" in metrics:
+        words.append(f"accuracy {100 * metrics['accuracy']:.2f} %")
     if "bits_per_sample" in metrics:
         words.append(f"{metrics['bits_per_sample']:.4f} bits/sample")
     if "samples_per_second" in metrics:

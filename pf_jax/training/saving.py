@@ -13,6 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from pf_jax import fields
 from pf_jax.data import TrainBatches
 from pf_jax.errors import UserError
 from pf_jax.training.checkpoint import (
@@ -237,26 +238,16 @@ _FREE_FIELDS = (
 
 
 def _check_same_run(config: TrainConfig, meta: CheckpointMeta) -> None:
-    old, new = _flat(meta.config.to_dict()), _flat(config.to_dict())
-    changed = [k for k in new if k not in _FREE_FIELDS and old.get(k) != new[k]]
+    changed = fields.differences(meta.config.to_dict(), config.to_dict(), _FREE_FIELDS)
     if changed:
-        differences = ", ".join(f"{k} was {old.get(k)!r} and is now {new[k]!r}" for k in changed)
         raise UserError(
-            f"{meta.path} belongs to a run with another config: {differences}. Give the config it "
-            "was started with, or another --workdir."
+            f"{meta.path} belongs to a run with another config: {', '.join(changed)}. Give the "
+            "config it was started with, or another --workdir."
         )
-
-
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in fields.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        flat |= {prefix + name: value} if inner is None else inner
-    return flat
 
 
 def _without_average(state: TrainState) -> dict[str, Any]:
     """All but the averaged weights, which have an item of their own."""
-    fields = state._asdict()
-    del fields["ema_params"]
-    return fields
+    items = state._asdict()
+    del items["ema_params"]
+    return items

@@ -1,6 +1,6 @@
 """What training changes: one pytree, donated to each step and saved in each checkpoint."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,23 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from pf_jax.config import PoolformerConfig
 from pf_jax.poolformer import Poolformer
-from pf_jax.training.config import TrainConfig
+from pf_jax.training.config import OptimizerConfig, TrainConfig
 from pf_jax.training.schedules import make_schedule
 
 Params = Any
 """The weights of a model: the pytree that `split_model` returns."""
+
+
+class Run(Protocol):
+    """What the config of any training run has.
+
+    Attributes:
+        optimizer: The optimizer and its schedule.
+        num_steps: Steps of the whole run.
+    """
+
+    optimizer: OptimizerConfig
+    num_steps: int
 
 
 class TrainState(NamedTuple):
@@ -82,7 +94,7 @@ def init_train_state(
     return graphdef, jax.jit(make_state)(np.uint32(config.seed))
 
 
-def make_optimizer(config: TrainConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(config: Run) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW behind clipping by global norm, and its learning rate as a function of the step.
 
     Only the kernels of linear maps and convolutions decay; norms, biases, the decays of the
