@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 FEW_RECORDINGS = 20
-"""Below so many, an interval is rather a hint: it is too narrow more often than it says."""
+"""With fewer, an interval is rather a hint: the bootstrap then tends to be too narrow."""
 
 _BLOCK = 2**22  # Resampled values held at once.
 
