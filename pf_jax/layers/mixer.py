@@ -16,6 +16,10 @@ class Mixer(Protocol):
     """A causal sequence layer in two forms with one set of weights and equal outputs.
 
     Output at a position depends on inputs up to that position and on the state only.
+
+    One whose states decay by a factor `a_t` may also have `log_decay(x, state)`, which returns
+    `log a_t <= 0` of all positions, `(batch, time, states)`, and the least that it can be whatever
+    the input, `(states,)`. `pf_jax.evaluation.analysis` then shows how far it remembers.
     """
 
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):

@@ -98,6 +98,16 @@ class RGLRU(nnx.Module):
         h = a * state.h + jnp.where(state.started, scale, 1.0) * gated_input
         return h.astype(u.dtype), RGLRUState(h, jnp.array(True))
 
+    def log_decay(
+        self, u: Float[Array, "*batch width"]
+    ) -> tuple[Float[Array, "*batch width"], Float[Array, "width"]]:
+        """`log a_t` at each position, and what it is at `r_t = 1`, the least it can be; float32.
+
+        Neither form needs it: it is for those who want to know how far the layer remembers.
+        """
+        (recurrence_gate, *_), (least,) = self._gates(u)
+        return least * jax.nn.sigmoid(recurrence_gate.astype(jnp.float32)), least
+
     def _gates(self, u):
         """What the decay and the input depend on: of each position, and of each channel."""
         log_decay = -DECAY_EXPONENT * jax.nn.softplus(self.decay[...])

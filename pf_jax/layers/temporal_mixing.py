@@ -74,3 +74,10 @@ class TemporalMixing(nnx.Module):
         u, convolution = self.convolution.step(self.input(x), state.convolution)
         h, rglru = self.rglru.step(u, state.rglru)
         return self.output(jax.nn.gelu(self.gate(x)) * h), TemporalMixingState(convolution, rglru)
+
+    def log_decay(
+        self, x: Float[Array, "batch time width"], state: TemporalMixingState
+    ) -> tuple[Float[Array, "batch time width"], Float[Array, "width"]]:
+        """`log a_t` of the RG-LRU at all positions, and what it is where its gate is open."""
+        u, _ = self.convolution(self.input(x), state.convolution)
+        return self.rglru.log_decay(u)
