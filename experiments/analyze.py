@@ -11,7 +11,7 @@ Examples:
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ _NUM_WINDOWS = flags.DEFINE_integer(
 )
 _NUM_POSITIONS = flags.DEFINE_integer(
     "num_positions",
-    64,
+    256,
     "How many losses are differentiated, in those windows; each takes a backward pass a level.",
     lower_bound=1,
 )
@@ -130,7 +130,7 @@ def _batches(tokens: np.ndarray, numbers: np.ndarray) -> list[tuple[np.ndarray, 
     return [(tokens[i : i + size], numbers[i : i + size]) for i in range(0, len(tokens), size)]
 
 
-def _shown(batches: list[Any], name: str) -> Iterator[Any] | Iterable[Any]:
+def _shown(batches: list[Any], name: str) -> Iterable[Any]:
     """Batches with a bar of progress, where somebody looks on."""
     return tqdm(batches, desc=name, disable=not sys.stderr.isatty())
 

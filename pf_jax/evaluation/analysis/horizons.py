@@ -110,7 +110,8 @@ def horizons(
     for level, (total, log_a) in enumerate(zip(totals, least, strict=True)):
         if total.any():
             every = samples_per_position(model.config, level)
-            of_channels = -every / np.expm1(np.concatenate(log_a).astype(np.float64))
+            forgotten = -np.expm1(np.concatenate(log_a).astype(np.float64))
+            of_channels = every / np.maximum(forgotten, 10.0**-_DECADES)
             found.append(Horizons(level, every, total, np.sort(of_channels)))
     return found
 

@@ -99,14 +99,14 @@ def influence_norms(
     model: Poolformer,
     tokens: Int[Array, "batch time"],
     positions: Int[Array, "batch"],
-    deepest: int | None = None,
+    deepest: Int[Array, ""] | int | None = None,
 ) -> Float[Array, "batch time"]:
     """Norms of the gradients of one loss in each row with respect to the outputs of the embedding.
 
     Args:
         model: The model, which is left as it is.
         tokens: In `[0, vocab_size)`.
-        positions: Of the token in each row whose `-log p(token | past)`, in nats, is differentiated.
+        positions: Of the token in each row whose `-log p(token | past)` is differentiated, in nats.
         deepest: The gradient passes through levels 0 to this one only, though all take part in the
             forward pass; None for all.
 
@@ -115,7 +115,7 @@ def influence_norms(
         `positions - s + 1`; the first is of the start vector.
     """
     num_pools = model.config.num_levels - 1
-    passes = np.arange(num_pools) < (num_pools if deepest is None else deepest)
+    passes = jnp.arange(num_pools) < (num_pools if deepest is None else deepest)
     return _norms(model, jnp.asarray(tokens), jnp.asarray(positions), passes)
 
 

@@ -12,6 +12,7 @@ from pf_jax.pages import figure_png
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _GREY = "#7b7f85"
+_DASHED = {"color": "#30343a", "lw": 1.0, "ls": (0, (3, 2))}
 _WIDTH = 8.0  # Inches.
 
 
@@ -21,7 +22,7 @@ def draw_horizons(found: Sequence[Horizons], unit: Unit) -> bytes:
 
     figure = Figure(figsize=(_WIDTH, 1.1 + 1.15 * len(found)), layout="constrained")
     rows = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
-    longest = max(max(h.quantile(0.9999), h.least.max()) for h in found)
+    longest = max(max(h.quantile(0.999), h.least.max()) for h in found)
     for axes, h in zip(rows, found, strict=True):
         color = _COLORS[h.level % len(_COLORS)]
         edges, shares = h.histogram()
@@ -30,10 +31,11 @@ def draw_horizons(found: Sequence[Horizons], unit: Unit) -> bytes:
         above = 1.15 * shares.max()
         axes.plot([low, high], [above, above], color=color, lw=2.5, solid_capstyle="butt")
         axes.plot(median, above, "o", color=color, ms=6)
-        least, _ = np.histogram(h.least, edges := _extended(edges, h.least.min()))
-        least = least / len(h.least) * (shares.max() / max(least.max() / len(h.least), 1e-9))
-        axes.stairs(least, edges, color="#30343a", lw=1, ls=(0, (3, 2)))
-        axes.set_ylim(0, 1.3 * shares.max())
+        least, edges = _histogram(h.least, edges)
+        axes.stairs(least * shares.max() / least.max(), edges, **_DASHED)
+        axes.set_ylim(
+            0, 1.3 * shares.max()
+        )  # Each level by itself: they are to be seen, not added.
         axes.set_yticks([])
         position = "every sample" if h.every == 1 else f"every {h.every:,} samples"
         position = position.replace("sample", unit.name)
@@ -42,6 +44,7 @@ def draw_horizons(found: Sequence[Horizons], unit: Unit) -> bytes:
         axes.grid(axis="x", alpha=0.3)
     rows[0].set_xscale("log")
     rows[0].set_xlim(0.9, 1.3 * longest)
+    rows[0].xaxis.set_major_formatter("{x:,.0f}")
     rows[-1].set_xlabel(f"memory horizon 1 / (1 \N{MINUS SIGN} a) in {unit.name}s")
     _time_axis(rows[0], unit)
     _legend_of_horizons(figure)
@@ -73,6 +76,7 @@ def draw_influence(found: Influence, every: Sequence[int], unit: Unit) -> bytes:
             label=paths(level, len(found.rms)),
         )
     axes.set(xscale="log", yscale="log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel(f"distance in {unit.name}s (1 is the one just before)")
     axes.set_ylabel("rms gradient norm (nats)")
     for level, step in enumerate(every):
@@ -138,11 +142,13 @@ def silenced(level: int, num_levels: int) -> str:
     return f"level {level}" if level == last else f"levels {level} to {last}"
 
 
-def _extended(edges: np.ndarray, least: float) -> np.ndarray:
-    """Edges with more of the same ratio in front, until `least` is inside."""
-    ratio = edges[1] / edges[0]
-    number = max(0, int(np.ceil(np.log(edges[0] / least) / np.log(ratio))))
-    return np.concatenate([edges[0] * ratio ** -np.arange(number, 0, -1.0), edges])
+def _histogram(values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts, and their edges: of the same ratio as those given, and as many as it takes."""
+    steps = np.log(values / edges[0]) / np.log(edges[1] / edges[0])
+    bins = np.floor(steps).astype(int)
+    counts = np.bincount(bins - bins.min())
+    exponents = np.arange(bins.min(), bins.max() + 2)
+    return counts, edges[0] * (edges[1] / edges[0]) ** exponents
 
 
 def _time_axis(axes, unit: Unit) -> None:
@@ -151,6 +157,7 @@ def _time_axis(axes, unit: Unit) -> None:
         scale = 1e3 / unit.rate
         top = axes.secondary_xaxis("top", functions=(lambda x: x * scale, lambda x: x / scale))
         top.set_xlabel("milliseconds")
+        top.xaxis.set_major_formatter("{x:,g}")
 
 
 def _legend_of_horizons(figure) -> None:
@@ -161,6 +168,6 @@ def _legend_of_horizons(figure) -> None:
     marks = [
         (Patch(color=_GREY, alpha=0.45), "on data"),
         (Line2D([], [], color=_GREY, marker="o", lw=2.5), "median, 10 % to 90 %"),
-        (Line2D([], [], color="#30343a", lw=1, ls=(0, (3, 2))), "least, gate open (r = 1)"),
+        (Line2D([], [], **_DASHED), "least, gate open (r = 1)"),
     ]
     figure.legend(*zip(*marks, strict=True), loc="outside lower center", ncols=3, fontsize=9)

@@ -1,4 +1,4 @@
-"""The page of an analysis, its pictures and its numbers; every sentence follows from the numbers."""
+"""The page of an analysis, its pictures and its numbers."""
 
 import dataclasses
 import json

@@ -22,18 +22,17 @@ def of_horizons(found: Sequence[Horizons], mixer: str, unit: Unit) -> str:
     if len(found) == 1:
         low, high = (unit.amount(found[0].quantile(share)) for share in (0.1, 0.9))
         return f"The median horizon is {unit.amount(medians[0])}; 80 % are from {low} to {high}."
-    listed = ", ".join(
+    listed = [
         f"{unit.amount(median)} at level {h.level}"
         for h, median in zip(found, medians, strict=True)
-    )
+    ]
     grows = "grows with every level" if np.all(np.diff(medians) > 0) else "does not always grow"
     first, last = found[0], found[-1]
+    whole, pooling = medians[-1] / medians[0], last.every / first.every
     return (
-        f"The median horizon {grows}: {listed}; from level {first.level} to level {last.level} "
-        f"it changes by a factor of {rounded(medians[-1] / medians[0])}, of which "
-        f"{rounded(last.every / first.every)} come from pooling and "
-        f"{rounded(medians[-1] / last.every / (medians[0] / first.every))} from slower decay in "
-        "positions."
+        f"The median horizon {grows}: {_and(listed)}. At level {last.level} it is "
+        f"{rounded(whole)} times that of level {first.level}: {rounded(pooling)} times by pooling, "
+        f"and {rounded(whole / pooling)} times by what decays in one position."
     )
 
 
@@ -74,7 +73,7 @@ def of_silencing(found: Silencing, unit: Unit) -> str:
         more, error = found.increase[level], found.standard_error[level]
         known = "" if np.isnan(error) else f" \N{PLUS-MINUS SIGN} {error:.3f}"
         verb = "more" if more >= 0 else "fewer"
-        chance = ", no more than chance" if abs(more) < 2 * error else ""
+        chance = ", which is within two standard errors of nothing" if abs(more) < 2 * error else ""
         parts.append(f"{abs(more):.3f}{known} {verb} without {silenced(level, num_levels)}{chance}")
     return f"The intact model needs {bits:.3f} bits per {unit.name}: {_and(parts)}."
 
