@@ -77,6 +77,7 @@ OWN_FLAGS = {
     *("config", "workdir", "checkpoint", "output"),
     *("num_samples", "seconds", "temperature", "top_p", "seed", "guard", "num_steps"),
     *("prompt", "prompt_seconds", "continuations", "num_candidates", "band", "stream"),
+    *("split", "num_windows", "num_positions", "data_path", "data_dir", "manual_dir"),
 }
 
 
