@@ -5,8 +5,10 @@ from collections.abc import Mapping
 
 from absl import flags
 
+from pf_jax.data import Dataset, open_dataset
 from pf_jax.data.config import DataConfig
-from pf_jax.training.hosts import join
+from pf_jax.errors import UserError
+from pf_jax.training.hosts import first_then_others, join
 
 flags.disclaim_key_flags()  # A flag that is defined here belongs to the command that asked for it.
 
@@ -43,7 +45,7 @@ class DataPlace:
     def __init__(self) -> None:
         """Defines the flags."""
         texts: Mapping[str, str] = {
-            "path": "Of the data 'folder': where the sound files are on this machine.",
+            "path": "Where the folder of sounds is, if elsewhere than in training.",
             "data_dir": "Where prepared data is kept, if elsewhere than in training.",
             "manual_dir": "Where archives are that need not be downloaded, likewise.",
         }
@@ -52,7 +54,18 @@ class DataPlace:
             for field, text in texts.items()
         }
 
-    def apply(self, config: DataConfig) -> DataConfig:
-        """The data config of a checkpoint, with what was given."""
+    def open(self, config: DataConfig) -> tuple[Dataset, DataConfig]:
+        """The data of a checkpoint, and its config with what was given.
+
+        Raises:
+            UserError: It is not to be had here.
+        """
         given = {field: flag.value for field, flag in self._flags.items() if flag.value is not None}
-        return dataclasses.replace(config, **given)
+        config = dataclasses.replace(config, **given)
+        try:
+            return first_then_others(lambda: open_dataset(config)), config
+        except UserError as error:
+            raise UserError(
+                f"The checkpoint's data cannot be opened here: {str(error).rstrip('.')}. Say where "
+                "it is by --data_path (a folder of sounds), --data_dir or --manual_dir."
+            ) from error

@@ -22,16 +22,16 @@ import jax
 from absl import flags
 from etils import epath
 from flax import nnx
-from pf_jax.evaluation.classifier import Classifier, load_classifier
 from tqdm import tqdm
 
 from experiments import cli
 from experiments.common_flags import DataPlace, Hosts
 from pf_jax import Poolformer, load
 from pf_jax.audio import AudioFormat
-from pf_jax.data import Dataset, open_dataset
+from pf_jax.data import Dataset
 from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
+from pf_jax.evaluation.classifier import Classifier, load_classifier
 from pf_jax.evaluation.likelihood import score
 from pf_jax.evaluation.results_page import metric_labels, write_results
 from pf_jax.evaluation.sounds import compare_by_classifier, compare_by_mel, sound_files
@@ -39,7 +39,6 @@ from pf_jax.evaluation.summary import likelihood_results
 from pf_jax.paths import checked_path
 from pf_jax.sampling.collection import collect_samples
 from pf_jax.training.checkpoint import CheckpointMeta
-from pf_jax.training.hosts import first_then_others
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A training run's --workdir, or one step's directory in it."
@@ -91,10 +90,10 @@ def main(argv: Sequence[str]) -> None:
     results: dict[str, Any] = {}
     dataset = None
     if meta is not None:
-        config = _DATA.apply(meta.config.data)
-        dataset = first_then_others(lambda: open_dataset(config))
+        dataset, data_config = _DATA.open(meta.config.data)
         results |= _about(model, meta, dataset)
-        results |= _likelihood(model, Windows(dataset.split(_SPLIT.value), config))
+        results |= _likelihood(model, Windows(dataset.split(_SPLIT.value), data_config))
+        results["warnings"] += _data_warnings(meta, dataset)
     if jax.process_index() == 0:
         results |= _sounds(model, meta, classifier, dataset, output)
         _write(output, results)
@@ -148,7 +147,7 @@ def _output_directory(meta: CheckpointMeta | None) -> epath.Path:
 
 
 def _about(model: Poolformer, meta: CheckpointMeta, dataset: Dataset) -> dict[str, Any]:
-    results = {
+    return {
         "checkpoint": meta.path,
         "step": meta.step,
         "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))),
@@ -158,12 +157,15 @@ def _about(model: Poolformer, meta: CheckpointMeta, dataset: Dataset) -> dict[st
         "unit": "sample" if isinstance(meta.format, AudioFormat) else "byte",
         "validation_bits_per_sample": meta.validation_bits_per_sample,
     }
-    if meta.data_fingerprint != dataset.fingerprint:
-        results["data_warning"] = (
-            "The data here is not what the checkpoint was trained on (recordings came, went or "
-            "changed): what is scored may have been trained on."
-        )
-    return results
+
+
+def _data_warnings(meta: CheckpointMeta, dataset: Dataset) -> list[str]:
+    if meta.data_fingerprint == dataset.fingerprint:
+        return []
+    return [
+        "The data here is not what the checkpoint was trained with (recordings came, went or "
+        "changed): what is scored may have been trained on."
+    ]
 
 
 def _likelihood(model: Poolformer, windows: Windows) -> dict[str, Any]:
@@ -207,15 +209,16 @@ def _sounds(
     else:
         return {}
     if meta is not None:
-        config = _DATA.apply(meta.config.data)
         results["mel_frechet_distance"] = compare_by_mel(
-            files, dataset, config, meta.audio_format, _SPLIT.value
+            files, dataset, meta.config.data, meta.audio_format, _SPLIT.value
         )
     if classifier is not None:
+        if dataset is None:
+            dataset, _ = _DATA.open(classifier.meta.config.data)
         results["distribution"] = compare_by_classifier(
             files,
             classifier,
-            dataset or open_dataset(_DATA.apply(classifier.meta.config.data)),
+            dataset,
             seed=_SEED.value,
             progress=_bar,
         )
