@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import Float32, Float64
+from tqdm import tqdm
 
 from pf_jax import audio
 from pf_jax.audio import AudioFormat
@@ -24,6 +25,11 @@ _AT_ONCE = 256  # Clips that a classifier is given.
 
 Progress = Callable[[int, str], Any]
 """Makes a context manager with `update(n)` of a total and a description, such as a tqdm bar."""
+
+
+def no_progress(total: int, description: str) -> tqdm:
+    """A bar of progress that nobody sees."""
+    return tqdm(total=total, desc=description, disable=True)
 
 
 def sound_files(directory: epath.PathLike) -> list[epath.Path]:
@@ -141,16 +147,14 @@ def compare_by_classifier(
     if isinstance(dataset.format, AudioFormat):
         classifier.check_rate(dataset.format.sample_rate)
     classifier.check_labels(dataset)
-    outputs = {}
-    for name in ("train", "test"):
-        recordings = dataset.split(name)
-        waveforms = (_whole(recordings, number) for number in range(len(recordings)))
-        outputs[name] = _classify(classifier, waveforms, len(recordings), f"{name} split", progress)
+    train, test = (
+        classify_split(classifier, dataset, name, progress=progress) for name in ("train", "test")
+    )
     sounds = read_sounds(files, classifier.sample_rate)
-    generated = _classify(classifier, sounds, len(files), "sounds", progress)
+    generated = classify(classifier, sounds, len(files), "sounds", progress=progress)
     return {
-        **score(generated, outputs["train"], seed=seed).to_dict(),
-        "test": score(outputs["test"], outputs["train"], seed=seed).to_dict(),
+        **score(generated, train, seed=seed).to_dict(),
+        "test": score(test, train, seed=seed).to_dict(),
         "classifier": {
             "path": str(classifier.path),
             "accuracy": dict(classifier.accuracy),
@@ -158,22 +162,42 @@ def compare_by_classifier(
     }
 
 
-def _classify(
+def classify_split(
+    classifier: Classifier, dataset: Dataset, split: str, *, progress: Progress = no_progress
+) -> Outputs:
+    """What a classifier says of all recordings of a split, as they were recorded."""
+    recordings = dataset.split(split)
+    waveforms = (_whole(recordings, number) for number in range(len(recordings)))
+    return classify(classifier, waveforms, len(recordings), f"{split} split", progress=progress)
+
+
+def classify(
     classifier: Classifier,
-    waveforms: Iterable[np.ndarray],
+    waveforms: Iterable[Float32[np.ndarray, "time"]],
     total: int,
     description: str,
-    progress: Progress,
+    *,
+    progress: Progress = no_progress,
 ) -> Outputs:
+    """What a classifier says of sounds of any length, at its rate.
+
+    Args:
+        classifier: The classifier. What is longer than its clips is cut, and what is shorter ends
+            in silence.
+        waveforms: The sounds, at least one.
+        total: How many there are.
+        description: What the bar of progress calls them.
+        progress: Makes that bar.
+    """
     features, probabilities, batch = [], [], []
 
-    def classify(clips: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def take(clips: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         return classifier.classify(np.stack(clips), batch_size=_AT_ONCE)
 
     with progress(total, f"Classifying {description}") as bar:
 
         def finish() -> None:
-            for found, more in zip((features, probabilities), classify(batch), strict=True):
+            for found, more in zip((features, probabilities), take(batch), strict=True):
                 found.append(more)
             bar.update(len(batch))
             batch.clear()

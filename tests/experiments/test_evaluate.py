@@ -149,7 +149,10 @@ def test_mistakes_are_told_in_one_line(run, tmp_path):
         (f"--checkpoint={tmp_path / 'no'}",): r"No such checkpoint",
         (f"--checkpoint={run}", "--split=tets"): r"--split",
         (f"--checkpoint={run}", f"--output={file / 'x'}"): r"Cannot write .*--output",
-        (f"--checkpoint={run}", f"--data_path={tmp_path / 'gone'}"): r"gone does not exist. Say where",
+        (
+            f"--checkpoint={run}",
+            f"--data_path={tmp_path / 'gone'}",
+        ): r"gone does not exist. Say where",
         (f"--checkpoint={run}", "--seconds=1"): r"--seconds says something about --num_samples",
         (f"--checkpoint={run}", "--num_samples=0"): r"--num_samples must be above 0",
         (f"--checkpoint={run}", f"--classifier={tmp_path}"): r"--config=sc09_classifier",
