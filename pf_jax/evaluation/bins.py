@@ -167,8 +167,7 @@ def _centres(
             centres = centres.copy()
             # One at a time: the rows farthest away may all belong together.
             centres[np.argmin(np.bincount(bins, minlength=num_bins))] = rows[np.argmax(distances)]
-            bins = None  # Not at rest.
-        if bins is not None and before is not None and np.array_equal(bins, before):
+        if before is not None and np.array_equal(bins, before):
             break
     return centres
 

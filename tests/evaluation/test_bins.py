@@ -94,9 +94,10 @@ def test_missing_kinds_are_the_different_bins():
 
 def test_the_same_seed_gives_the_same_bins_in_any_order():
     rng = np.random.default_rng(0)
-    train, others = rng.normal(size=(700, 5)), rng.normal(size=(300, 5)) + 0.3
+    train, others = np.maximum(0, rng.normal(size=(2, 700, 5)))
     one = ndb(train, others, seed=3)
-    two = ndb(rng.permutation(train), rng.permutation(others), seed=3)
+    zeros = np.where(train == 0, rng.choice([0.0, -0.0], train.shape), train)
+    two = ndb(rng.permutation(zeros), rng.permutation(others), seed=3)
     np.testing.assert_array_equal(one.train_shares, two.train_shares)
     np.testing.assert_array_equal(one.shares, two.shares)
     assert not np.array_equal(one.train_shares, ndb(train, others, seed=4).train_shares)
