@@ -153,16 +153,14 @@ _CAPTIONS = {
         "Root mean square, over pairs of a target and a single past token, of the norm of the "
         "gradient of the target's loss in nats with respect to the past token's embedding. "
         "Distance 1 is the token just before the target. Targets are drawn from the second halves "
-        "of windows. The lower lines take in only those "
-        "paths of the same gradient that go no deeper than a level; they can cancel each other, "
-        "so that they need not add up."
+        "of windows. The lower lines take in only those paths of the same gradient that go no "
+        "deeper than a level; paths can cancel each other, so that the lines need not add up."
     ),
     "silenced": (
         "What is added to the loss where the output of UpPool below a level is set to zero, so "
-        "that nothing comes from the levels inside. Whiskers: one standard error, as if windows were "
-        "independent of each other. "
-        "The model was not trained to do without: this is what it has put there, not what a "
-        "smaller model would lack."
+        "that nothing comes from the levels inside. Whiskers: one standard error, as if windows "
+        "were independent of each other. The model was not trained to do without: this is what it "
+        "has put there, not what a smaller model would lack."
     ),
 }
 
