@@ -9,7 +9,6 @@ Examples:
   python -m experiments.analyze --checkpoint=~/runs/music --split=test --data_path=~/music
 """
 
-import dataclasses
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,14 +18,13 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import cli
+from experiments.common_flags import DataPlace
 from pf_jax import load
-from pf_jax.data import Dataset, open_dataset
 from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
 from pf_jax.evaluation import analysis
 from pf_jax.evaluation.analysis.units import Unit
 from pf_jax.paths import checked_path
-from pf_jax.training.checkpoint import CheckpointMeta
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A training run's --workdir, or one step's directory in it.", required=True
@@ -45,11 +43,7 @@ _NUM_POSITIONS = flags.DEFINE_integer(
     lower_bound=1,
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Draws the positions.", lower_bound=0)
-_DATA = {
-    "path": flags.DEFINE_string("data_path", None, "Where the folder of sounds is now."),
-    "data_dir": flags.DEFINE_string("data_dir", None, "Where prepared data is kept here."),
-    "manual_dir": flags.DEFINE_string("manual_dir", None, "Where archives are here."),
-}
+_DATA = DataPlace()
 
 _TOKENS_AT_ONCE = 2**15
 
@@ -59,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     model, meta = load(_CHECKPOINT.value)
     output = checked_path(_OUTPUT.value, "--output")
-    dataset, config = _open(meta)
+    dataset, config = _DATA.open(meta.config.data)
     windows = Windows(dataset.split(_SPLIT.value), config)
     number = min(_NUM_WINDOWS.value, len(windows))
     indices = np.linspace(0, len(windows) - 1, number).round().astype(int)
@@ -103,19 +97,6 @@ def main(argv: Sequence[str]) -> None:
     for sentence in found.sentences().values():
         print(sentence)
     print(f"Look: {page}")
-
-
-def _open(meta: CheckpointMeta) -> tuple[Dataset, Any]:
-    """The checkpoint's data, where it is here, and its config."""
-    moved = {name: flag.value for name, flag in _DATA.items() if flag.value is not None}
-    config = dataclasses.replace(meta.config.data, **moved)
-    try:
-        return open_dataset(config), config
-    except UserError as error:
-        raise UserError(
-            f"The data of {meta.path} cannot be opened here: {str(error).rstrip('.')}. Say where "
-            "it is by --data_path (a folder of sounds), --data_dir or --manual_dir."
-        ) from error
 
 
 def _batches(tokens: np.ndarray, numbers: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
