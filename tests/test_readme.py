@@ -62,10 +62,16 @@ def test_commands_and_then_python_blocks_run_in_their_order(home):
             command = command.replace("--seconds=4", "--seconds=0.02")
             # Not every machine has a player, nor would one wish to hear this.
             command = command.replace("aplay -r 16000 -f S16_LE", "cat > heard.pcm")
+        elif "experiments.analyze" in command:
+            command += " --num_windows=2 --num_positions=4"
+        elif "experiments.report" in command:
+            command += " --num_samples=1 --seconds=0.02"
         run(command, home)
     for name, number in {"new": 8, "more": 2, "best": 4}.items():
         assert len(list((home / name).glob("*.wav"))) == number
     assert (home / "heard.pcm").stat().st_size == 2 * 320
+    for page in ("runs/music/evaluation/test/index.html", "analysis/index.html", "report.html"):
+        assert (home / page).exists()
 
     blocks = [block for kind, block in BLOCKS if kind == "python"]
     assert len(blocks) >= 2
