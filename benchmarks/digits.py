@@ -75,7 +75,7 @@ def speak(word: str, voice: str, take: int) -> Float32[np.ndarray, "16000"]:
 
 
 def write_archive(directory: pathlib.Path, names: Sequence[str], takes: int) -> pathlib.Path:
-    """Writes `speech_commands_v0.02.tar.gz`: the digits alone, with its two lists of held-out clips.
+    """Writes `speech_commands_v0.02.tar.gz`: the digits alone, and its two lists.
 
     Args:
         directory: Made if need be; what is there is left as it is.
@@ -86,7 +86,7 @@ def write_archive(directory: pathlib.Path, names: Sequence[str], takes: int) -> 
         The archive.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / ARCHIVE.name
+    path = directory / ARCHIVE.filename
     clips = [
         (number, name, word, take)
         for number, name in enumerate(names)
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
         workdir = pathlib.Path(_WORKDIR.value or temporary).absolute()
         names = voices(_VOICES.value)
         start = time.monotonic()
-        if not (workdir / "archive" / ARCHIVE.name).exists():
+        if not (workdir / "archive" / ARCHIVE.filename).exists():
             write_archive(workdir / "archive", names, _TAKES.value)
         spoken = time.monotonic()
         command = [
@@ -158,7 +158,7 @@ def _speaker(voice: str) -> str:
 
 
 def _with_length(wav: bytes) -> bytes:
-    """A WAV file whose header says how long it is; espeak-ng cannot know it before it has spoken."""
+    """A WAV file that says how long it is, which espeak-ng does not know when it begins."""
     size = len(wav)
     return b"".join(
         [

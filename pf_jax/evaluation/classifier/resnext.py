@@ -171,9 +171,11 @@ class Bottleneck(nnx.Module):
         self.reduce = NormedConv(width_in, inner_width, 1, rngs=rngs)
         self.look = NormedConv(inner_width, inner_width, 3, stride=stride, groups=groups, rngs=rngs)
         self.expand = NormedConv(inner_width, width_out, 1, rngs=rngs)
-        self.shortcut = None
-        if width_in != width_out:
-            self.shortcut = NormedConv(width_in, width_out, 1, stride=stride, rngs=rngs)
+        self.shortcut = (
+            NormedConv(width_in, width_out, 1, stride=stride, rngs=rngs)
+            if width_in != width_out
+            else None
+        )
 
     def __call__(self, x: Float[Array, "batch height width c_in"], *, train: bool) -> Array:
         """Returns (batch, height / stride, width / stride, width_out)."""
