@@ -1,7 +1,7 @@
 """Makes the files in `fixtures/`: what PyTorch and librosa have to say, for tests without them.
 
-    python -m tests.evaluation.make_torch_fixture torch     # needs PyTorch
-    python -m tests.evaluation.make_torch_fixture librosa   # needs librosa
+python -m tests.evaluation.make_torch_fixture torch     # needs PyTorch
+python -m tests.evaluation.make_torch_fixture librosa   # needs librosa
 """
 
 import pathlib
@@ -51,12 +51,10 @@ def write_torch() -> None:
             path = FIXTURES / f"{name}_{suffix}.pth"
             # The stream has the source text of each class, and where it lay.
             with (
-                mock.patch("inspect.getsourcelines", lambda kind: (["# The source.\n"], 1)),
-                mock.patch("inspect.getsourcefile", lambda kind: f"{kind.__name__}.py"),
+                mock.patch("inspect.getsourcelines", return_value=(["# The source.\n"], 1)),
+                mock.patch("inspect.getsourcefile", return_value="module.py"),
             ):
-                torch.save(
-                    contents(network)[name], path, _use_new_zipfile_serialization=is_zip
-                )
+                torch.save(contents(network)[name], path, _use_new_zipfile_serialization=is_zip)
     arrays = {"inputs": inputs, "features": features, "logits": logits}
     np.savez_compressed(
         FIXTURES / "torch.npz", **{name: array.numpy() for name, array in arrays.items()}

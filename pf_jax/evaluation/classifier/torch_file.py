@@ -8,14 +8,13 @@ Both formats are read: the zip archive (PyTorch 1.6 and newer) and the stream of
 """
 
 import collections
-import dataclasses
 import io
 import math
 import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -42,15 +41,13 @@ _TYPES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _StorageType:
+class _StorageType(NamedTuple):
     """What a class of storages says: the type of its numbers."""
 
     dtype: np.dtype
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Storage:
+class _Storage(NamedTuple):
     """Numbers that tensors are views of."""
 
     key: str
@@ -63,8 +60,7 @@ class _Storage:
         return self.size * self.dtype.itemsize
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     """A view of numbers that may not have been read yet."""
 
     storage: _Storage
@@ -107,14 +103,22 @@ class Record:
         """As `append`."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class _Allowed:
-    """A function that a file may call. The file cannot change it: it has no attributes to set."""
+    """A function that a file may call, and nothing else: the file can set none of its attributes.
 
-    function: Callable[..., Any]
+    A dataclass or `functools.partial` would not do: they let a pickle set their state.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        object.__setattr__(self, "_function", function)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UserError(f"it tries to change what it may call ({name}).")
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
+        return self._function(*arguments)
 
 
 def read_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:

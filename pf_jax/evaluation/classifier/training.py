@@ -144,7 +144,7 @@ def _initial_state(config: ClassifierConfig) -> tuple[nnx.GraphDef, State]:
     """The structure of the network, and the state before the first step."""
 
     def make_state(seed):
-        _, variables = split_network(ResNeXt(config.model, rngs=nnx.Rngs(seed)))
+        _, variables = split_network(ResNeXt(config.model, rngs=nnx.Rngs(jax.random.key(seed))))
         optimizer, _ = make_optimizer(config)
         return State(jnp.array(0), variables, optimizer.init(variables["params"]))
 
