@@ -110,7 +110,7 @@ def train_classifier(config: ClassifierConfig, workdir: epath.PathLike) -> Class
             batches = train_batches(clips["train"], config, resume_step)
             for step in range(resume_step + 1, config.num_steps + 1):
                 state, metrics = step_fn(state, next(batches))
-                if step % config.log_every == 0 or step == 1:
+                if step % config.log_every == 0:
                     log.train(step, _finite(step, jax.device_get(metrics)))
                 log.advance(step)
                 if step % config.eval_every == 0 or step == config.num_steps:
