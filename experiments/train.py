@@ -19,11 +19,11 @@ import jax
 from absl import flags
 
 from experiments import cli
+from experiments.common_flags import Hosts
 from pf_jax.errors import UserError
 from pf_jax.evaluation.classifier import ClassifierConfig, train_classifier
 from pf_jax.evaluation.classifier.saved import holds_classifier
 from pf_jax.training import TrainConfig, train
-from pf_jax.training.hosts import join
 
 _CONFIG = cli.define_config(TrainConfig, ClassifierConfig)
 _WORKDIR = flags.DEFINE_string(
@@ -32,24 +32,14 @@ _WORKDIR = flags.DEFINE_string(
     "Where checkpoints and logs are kept: a directory or gs:// path.",
     required=True,
 )
-
-
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of the first of several hosts, where no cluster says so itself."
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "How many hosts train together; 1 for this one alone.", lower_bound=1
-)
-_PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Which of them this one is, from 0.", lower_bound=0
-)
+_HOSTS = Hosts()
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     del argv
     config = _CONFIG.value
-    join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    _HOSTS.join()
     if isinstance(config, ClassifierConfig):
         train_classifier(config, _WORKDIR.value)
         return
