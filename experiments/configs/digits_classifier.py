@@ -20,7 +20,7 @@ def get_config() -> ClassifierConfig:
             learning_rate=3e-3, warmup_steps=50, final_fraction=0.01, weight_decay=0.05, b2=0.99
         ),
         batch_size=64,
-        num_steps=600,
+        num_steps=400,
         log_every=20,
         eval_every=100,
     )

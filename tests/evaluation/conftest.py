@@ -1,4 +1,4 @@
-"""A classifier that learns ten tones in seconds, by the same path as one of spoken digits."""
+"""A classifier that learns ten hisses in seconds, by the same path as one of spoken digits."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ from pf_jax.evaluation.classifier import (
     train_classifier,
 )
 from pf_jax.training import OptimizerConfig
-from tests.evaluation.tones import SAMPLES, write_tones
+from tests.evaluation.toy_digits import SAMPLES, write_toy_digits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,29 +30,29 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def tones_config(tmp_path_factory) -> ClassifierConfig:
-    root = tmp_path_factory.mktemp("tones")
+def toy_config(tmp_path_factory) -> ClassifierConfig:
+    root = tmp_path_factory.mktemp("toy")
     return ClassifierConfig(
         model=ResNeXtConfig(depth=11, cardinality=2, base_width=4, widen_factor=1, stem_width=8),
         data=DataConfig(
             name="sc09",
             window=SAMPLES,
-            manual_dir=str(write_tones(root / "archive")),
+            manual_dir=str(write_toy_digits(root / "archive")),
             data_dir=str(root / "data"),
             verify_checksums=False,
         ),
         label="digit",
-        augmentation=AugmentationConfig(shift=0.01, speed=0.01),
-        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=5, b2=0.95),
-        batch_size=20,
-        num_steps=30,
-        log_every=5,
-        eval_every=10,
+        augmentation=AugmentationConfig(shift=0.01, speed=0.01, gain=3, noise=0, quantization=0),
+        optimizer=OptimizerConfig(learning_rate=3e-2, warmup_steps=5, b2=0.95),
+        batch_size=50,
+        num_steps=80,
+        log_every=20,
+        eval_every=20,
     )
 
 
 @pytest.fixture(scope="session")
-def trained(tones_config, tmp_path_factory) -> Trained:
+def trained(toy_config, tmp_path_factory) -> Trained:
     workdir = tmp_path_factory.mktemp("trained")
-    train_classifier(tones_config, workdir)
-    return Trained(tones_config, workdir)
+    train_classifier(toy_config, workdir)
+    return Trained(toy_config, workdir)

@@ -130,19 +130,6 @@ def test_a_file_of_no_kind(run, tmp_path):
     assert "must return a pf_jax.training.config.TrainConfig or a pf_jax.evaluation" in err
 
 
-@pytest.mark.parametrize("override", [[], ["--config.model.depth=11"]])
-def test_another_command_names_the_one_that_takes_it(run, override):
-    from experiments import baseline
-
-    status, out, err = run("--config=sc09_classifier", *override, command=baseline.main)
-    assert (status, out) == (2, "")
-    assert err.count("\n") == 1
-    assert (
-        "--config=sc09_classifier describes a classifier, which python -m experiments.train" in err
-    )
-    assert "this command takes beethoven, cifar10, demo, enwik8," in err
-
-
 def test_help_has_the_fields_of_both(run):
     status, out, _ = run("--help")
     assert status == 0

@@ -99,6 +99,7 @@ def train_classifier(config: ClassifierConfig, workdir: epath.PathLike) -> Class
     evaluate = functools.partial(_evaluate, eval_fn, config)
 
     with ProgressSaver(workdir, config, dataset.fingerprint, FREE_FIELDS) as saver:
+        state = jax.device_get(state)  # Steps take over the arrays on the device.
         progress = saver.restore(Progress(state, state.variables))
         state = progress.state
         resume_step = int(state.step)
@@ -113,14 +114,15 @@ def train_classifier(config: ClassifierConfig, workdir: epath.PathLike) -> Class
                 if step % config.log_every == 0:
                     log.train(step, _finite(step, jax.device_get(metrics)))
                 log.advance(step)
+                stop = stop_request.is_certain()
                 if step % config.eval_every == 0 or step == config.num_steps:
                     scores = evaluate(state.variables, clips["validation"])
                     log.evaluation(step, _finite(step, scores))
                     progress = progress.judged(jax.device_get(state), step, scores)
                     saver.save(progress)
-                elif stop_request.is_certain():
+                elif stop:
                     saver.save(progress._replace(state=jax.device_get(state)))
-                if stop_request.is_certain() and step < config.num_steps:
+                if stop and step < config.num_steps:
                     log.message(f"Stopped after step {step}; the same command goes on from there.")
                     return None
             scores = {split: evaluate(progress.best, clips[split]) for split in clips}

@@ -1,4 +1,4 @@
-"""An archive that looks like Speech Commands, in which each digit is a tone of its own."""
+"""An archive that looks like Speech Commands, in which each digit is a hiss of its own."""
 
 import io
 import pathlib
@@ -12,9 +12,9 @@ from pf_jax.data.sc09 import ARCHIVE, DIGITS
 SAMPLES = 2_048
 
 
-def write_tones(directory: pathlib.Path, digits=DIGITS, speakers=6) -> pathlib.Path:
-    """An archive of the layout of Speech Commands, in which each digit is a tone in noise."""
-    rng, time = np.random.default_rng(0), np.arange(SAMPLES) / 16_000
+def write_toy_digits(directory: pathlib.Path, digits=DIGITS, speakers=12) -> pathlib.Path:
+    """An archive of the layout of Speech Commands; of later digits the hiss goes higher."""
+    rng, frequencies = np.random.default_rng(0), np.fft.rfftfreq(SAMPLES, 1 / 16_000)
     directory.mkdir(parents=True, exist_ok=True)
     held_out = {0: "validation_list.txt", 1: "testing_list.txt"}
     lists = {name: [] for name in held_out.values()}
@@ -27,11 +27,12 @@ def write_tones(directory: pathlib.Path, digits=DIGITS, speakers=6) -> pathlib.P
 
         for digit in digits:
             for speaker in range(speakers):
-                pitch = 150 * 1.5 ** DIGITS.index(digit) * rng.uniform(0.97, 1.03)
-                tone = 0.3 * np.sin(2 * np.pi * pitch * time + rng.uniform(0, 6))
+                highest = 250 * 1.45 ** (DIGITS.index(digit) + rng.uniform(-0.1, 0.1))
+                spectrum = np.fft.rfft(rng.standard_normal(SAMPLES)) * (frequencies < highest)
+                noise = 1e-4 * rng.standard_normal(SAMPLES)
+                hiss = 0.1 * np.fft.irfft(spectrum, SAMPLES) + noise
                 sound = io.BytesIO()
-                tone += 0.01 * rng.standard_normal(SAMPLES)
-                soundfile.write(sound, tone, 16_000, format="WAV", subtype="PCM_16")
+                soundfile.write(sound, hiss, 16_000, format="WAV", subtype="PCM_16")
                 name = f"{digit}/{speaker:08x}_nohash_0.wav"
                 add(f"./{name}", sound.getvalue())
                 if speaker in held_out:
