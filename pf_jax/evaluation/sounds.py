@@ -12,7 +12,7 @@ from pf_jax import audio
 from pf_jax.audio import AudioFormat
 from pf_jax.data import Dataset, Recordings
 from pf_jax.data.config import DataConfig
-from pf_jax.data.folder import EXTENSIONS
+from pf_jax.data.folder import EXTENSIONS, find_files
 from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
 from pf_jax.evaluation.classifier import Classifier
@@ -33,7 +33,7 @@ def no_progress(total: int, description: str) -> tqdm:
 
 
 def sound_files(directory: epath.PathLike) -> list[epath.Path]:
-    """The sound files in a directory and below it, by name.
+    """The sound files in a directory and below it, in a fixed order.
 
     Raises:
         UserError: There is no such directory, or it has none.
@@ -41,7 +41,7 @@ def sound_files(directory: epath.PathLike) -> list[epath.Path]:
     root = checked_path(directory, "--samples")
     if not root.is_dir():
         raise UserError(f"--samples={directory} is not a directory of sound files.")
-    found = sorted(path for path in root.rglob("*") if path.name.lower().endswith(EXTENSIONS))
+    found = [root / name for name in find_files(root) if name.lower().endswith(EXTENSIONS)]
     if not found:
         raise UserError(f"--samples={directory} holds no sound files ({', '.join(EXTENSIONS)}).")
     return found
