@@ -29,6 +29,7 @@ from experiments.common_flags import DataPlace, Hosts
 from pf_jax import Poolformer, load
 from pf_jax.audio import AudioFormat
 from pf_jax.data import Dataset
+from pf_jax.data.config import DataConfig
 from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
 from pf_jax.evaluation.classifier import Classifier, load_classifier
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     if meta is not None:
         dataset, data_config = _DATA.open(meta.config.data)
         results |= _about(model, meta, dataset)
-        results |= _likelihood(model, Windows(dataset.split(_SPLIT.value), data_config))
+        results |= _likelihood(model, dataset, data_config)
         results["warnings"] += _data_warnings(meta, dataset)
     if jax.process_index() == 0:
         results |= _sounds(model, meta, classifier, dataset, output)
@@ -168,7 +169,8 @@ def _data_warnings(meta: CheckpointMeta, dataset: Dataset) -> list[str]:
     ]
 
 
-def _likelihood(model: Poolformer, windows: Windows) -> dict[str, Any]:
+def _likelihood(model: Poolformer, dataset: Dataset, config: DataConfig) -> dict[str, Any]:
+    windows = Windows(dataset.split(_SPLIT.value), config)
     num_samples = windows.recordings.num_samples
     is_short = max(windows.recordings.lengths) <= windows.window  # Then both are the same.
     with _bar((1 if is_short else 2) * num_samples, "Scoring", " samples") as bar:
@@ -185,7 +187,11 @@ def _likelihood(model: Poolformer, windows: Windows) -> dict[str, Any]:
         carried = likelihood(True)
         independent = carried if is_short else likelihood(False)
     return likelihood_results(
-        carried, independent, windows.recordings, num_resamples=_NUM_RESAMPLES.value
+        carried,
+        independent,
+        windows.recordings,
+        label_names=dataset.label_names,
+        num_resamples=_NUM_RESAMPLES.value,
     )
 
 

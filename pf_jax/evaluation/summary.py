@@ -14,7 +14,12 @@ _MOST_NAMED = 5
 
 
 def likelihood_results(
-    carried: Likelihood, independent: Likelihood, recordings: Recordings, *, num_resamples: int
+    carried: Likelihood,
+    independent: Likelihood,
+    recordings: Recordings,
+    *,
+    label_names: Mapping[str, Sequence[str]],
+    num_resamples: int,
 ) -> dict[str, Any]:
     """Returns all that is said of the likelihood of a split.
 
@@ -22,6 +27,7 @@ def likelihood_results(
         carried: With the state carried through each recording.
         independent: In independent windows.
         recordings: The split.
+        label_names: By name of a label that is a number, what each number is called.
         num_resamples: Of the bootstrap, by which the intervals are found.
 
     Returns:
@@ -45,7 +51,7 @@ def likelihood_results(
             name: {"octaves": _by_position(found.octaves), "sections": _by_position(found.sections)}
             for name, found in both.items()
         },
-        "by_class": _by_class(carried, recordings, num_resamples),
+        "by_class": _by_class(carried, recordings, label_names, num_resamples),
         "by_recording": [round(float(value), 6) for value in bits],
         "hardest": [_named(recordings, bits, i) for i in order[:_MOST_NAMED]],
         "easiest": [_named(recordings, bits, i) for i in order[::-1][:_MOST_NAMED]],
@@ -86,16 +92,22 @@ def _by_position(positions: Positions) -> list[dict[str, Any]]:
 
 
 def _by_class(
-    found: Likelihood, recordings: Recordings, num_resamples: int
+    found: Likelihood,
+    recordings: Recordings,
+    label_names: Mapping[str, Sequence[str]],
+    num_resamples: int,
 ) -> Mapping[str, Mapping[str, dict]]:
     """Of each label that sorts the recordings into classes."""
     by_class = {}
     for label, values in recordings.labels.items():
         classes = sorted(set(values))
         if 2 <= len(classes) <= _MOST_CLASSES and len(classes) < len(values):
+            names = label_names.get(label)
             values = np.array(values)
             by_class[label] = {
-                str(value): _with_interval(found, values == value, num_resamples)
+                names[value] if names else str(value): _with_interval(
+                    found, values == value, num_resamples
+                )
                 for value in classes
             }
     return by_class
