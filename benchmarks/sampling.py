@@ -26,7 +26,7 @@ from pf_jax import Poolformer
 from pf_jax.errors import UserError
 from pf_jax.sampling import Sampler, check_arguments
 from pf_jax.sampling.nested import make_carry
-from pf_jax.sampling.weights import SamplerWeights, lay_out, rms_scale
+from pf_jax.sampling.weights import SamplerWeights, lay_out, norm_scale
 
 _CONFIG = cli.define_config()
 _STREAMS = flags.DEFINE_list("streams", ["1", "16", "256"], "Sequences drawn beside each other.")
@@ -148,7 +148,7 @@ def _seconds_of_all_levels(weights: SamplerWeights, model: Poolformer, streams: 
                     x, block_state = block.step(x, block_state)
                     after.append(block_state)
                 new[number] = new[number]._replace(after=tuple(after))
-            logits = weights.head(x, rms_scale(x, weights.epsilon))
+            logits = weights.head(x, norm_scale(x, weights.epsilon, weights.centred))
             return carry._replace(levels=tuple(new), previous=jnp.argmax(logits, axis=-1)), None
 
         return jax.lax.scan(step, carry, None, length=steps)[0]

@@ -9,6 +9,9 @@ from pf_jax.errors import UserError
 
 EMBEDDINGS = ("sinusoidal", "learned")
 DTYPES = ("float32", "bfloat16")
+NORMS = ("rms", "layer")
+MLPS = ("gated", "plain", "none")
+_CHOICES = {"embedding": EMBEDDINGS, "dtype": DTYPES, "norm": NORMS, "mlp": MLPS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,13 @@ class PoolformerConfig:
             "learned" table for unordered ones (text).
         mixer: What mixes over time in a ResBlock, a name in `pf_jax.layers.MIXERS`.
         num_heads: Diagonal blocks in the gates of the RG-LRU; divides every width.
-        conv_width: Taps of the causal depthwise convolution in front of the recurrence.
-        mlp_expansion: Hidden width of the gated MLP over the level's width.
+        mixer_gate: Whether Griffin's recurrent block, the mixer "rglru", has a gated branch.
+        conv_width: Taps of the causal depthwise convolution in front of the recurrence; 1 is a
+            scale of each channel, without a look at the past.
+        norm: In front of every branch and of the head: "rms" (RMSNorm) or "layer" (LayerNorm).
+        mlp: The second branch of a ResBlock: "gated" (GeGLU), "plain" (one hidden layer), or "none"
+            for mixers that do without.
+        mlp_expansion: Hidden width of the MLP over the level's width.
         dropout: Probability with which an entry of a residual branch is dropped in training.
         dtype: Type of activations and matrix products; parameters and recurrences are float32.
         remat: Recompute each ResBlock in the backward pass: much less memory, one more forward.
@@ -45,7 +53,10 @@ class PoolformerConfig:
     embedding: str = "sinusoidal"
     mixer: str = "rglru"
     num_heads: int = 8
+    mixer_gate: bool = True
     conv_width: int = 4
+    norm: str = "rms"
+    mlp: str = "gated"
     mlp_expansion: float = 2.0
     dropout: float = 0.0
     dtype: str = "float32"
@@ -95,7 +106,7 @@ class PoolformerConfig:
                     f"num_heads={self.num_heads} must divide every width, but not {width}; "
                     f"got widths={self.widths}."
                 )
-        for name, choices in (("embedding", EMBEDDINGS), ("dtype", DTYPES)):
+        for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise UserError(f"{name} must be {' or '.join(choices)}, got {value!r}.")
 

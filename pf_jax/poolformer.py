@@ -25,18 +25,18 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pf_jax.config import PoolformerConfig
 from pf_jax.errors import UserError
-from pf_jax.layers import MIXERS, DownPool, Embedding, GatedMLP, MixerState, UpPool
+from pf_jax.layers import MIXERS, MLPS, DownPool, Embedding, MixerState, UpPool, make_norm
 from pf_jax.layers.sequence import from_left
 
 
 class ResBlock(nnx.Module):
-    """`x = x + Mixer(norm(x))`, then `x = x + GatedMLP(norm(x))`; its state is the mixer's.
+    """`x = x + Mixer(norm(x))`, then `x = x + MLP(norm(x))`; its state is the mixer's.
 
     Attributes:
-        mixer_norm: RMSNorm before the mixer.
+        mixer_norm: The norm before the mixer.
         mixer: Whatever mixes over time, by default Griffin's recurrent block.
-        mlp_norm: RMSNorm before the MLP.
-        mlp: The gated MLP.
+        mlp_norm: The norm before the MLP.
+        mlp: The MLP, by default a gated one; None, as its norm, where the config wants none.
     """
 
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
@@ -50,10 +50,13 @@ class ResBlock(nnx.Module):
                 "devices. One that heeds config.sequence_axis says splits_sequences = True."
             )
         self.dropout = config.dropout
-        self.mixer_norm = nnx.RMSNorm(width, dtype=config.dtype, rngs=rngs)
+        self.mixer_norm = make_norm(width, config, rngs=rngs)
         self.mixer = mixer(width, config, rngs=rngs)
-        self.mlp_norm = nnx.RMSNorm(width, dtype=config.dtype, rngs=rngs)
-        self.mlp = GatedMLP(width, config, rngs=rngs)
+        if config.mlp == "none":
+            self.mlp_norm = self.mlp = None
+        else:
+            self.mlp_norm = make_norm(width, config, rngs=rngs)
+            self.mlp = MLPS[config.mlp](width, config, rngs=rngs)
 
     def init_state(self, batch_size: int) -> MixerState:
         """The state before the first position of a sequence."""
@@ -69,6 +72,8 @@ class ResBlock(nnx.Module):
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         y, state = self.mixer(self.mixer_norm(x), state)
         x = x + _dropout(y, self.dropout, keys[0])
+        if self.mlp is None:
+            return x, state
         y = self.mlp(self.mlp_norm(x))
         return x + _dropout(y, self.dropout, keys[1]), state
 
@@ -78,7 +83,7 @@ class ResBlock(nnx.Module):
         """The next position, and the state after it."""
         y, state = self.mixer.step(self.mixer_norm(x), state)
         x = x + y
-        return x + self.mlp(self.mlp_norm(x)), state
+        return (x if self.mlp is None else x + self.mlp(self.mlp_norm(x))), state
 
 
 class SkipBlockState(NamedTuple):
@@ -231,7 +236,7 @@ class Poolformer(nnx.Module):
         start_token: The token that stands before the first one, `vocab_size`.
         embedding: Tokens to vectors.
         body: The outermost SkipBlock.
-        head_norm: RMSNorm before the head.
+        head_norm: The norm before the head.
         head: Vectors to logits.
     """
 
@@ -246,7 +251,7 @@ class Poolformer(nnx.Module):
         self.start_token = config.vocab_size
         self.embedding = Embedding(width, config, rngs=rngs)
         self.body = SkipBlock(0, config, rngs=rngs)
-        self.head_norm = nnx.RMSNorm(width, dtype=config.dtype, rngs=rngs)
+        self.head_norm = make_norm(width, config, rngs=rngs)
         self.head = nnx.Linear(width, config.vocab_size, dtype=jnp.float32, rngs=rngs)
 
     def __call__(

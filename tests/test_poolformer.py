@@ -82,14 +82,19 @@ def configs(draw, levels, max_factor=8):
     most = 2 if levels < 3 else 1  # A block more is half a second of compilation more.
     depth = st.one_of(st.integers(0, 1), st.tuples(st.integers(0, most), st.integers(0, most)))
     implementations = ["sequential", "associative"] if levels < 3 else ["auto"]
+    widths = tuple(draw(st.sampled_from([2, 4, 6])) for _ in range(levels))
     return PoolformerConfig(
-        widths=tuple(draw(st.sampled_from([2, 4, 6])) for _ in range(levels)),
+        widths=widths,
         depths=(*(draw(depth) for _ in range(levels - 1)), draw(st.integers(0, most))),
         pool_factors=tuple(draw(st.integers(2, max_factor)) for _ in range(levels - 1)),
         vocab_size=draw(st.integers(2, 9)),
         embedding=draw(st.sampled_from(["sinusoidal", "learned"])),
         num_heads=draw(st.integers(1, 2)),
+        mixer_gate=draw(st.booleans()),
         conv_width=draw(st.integers(1, 4)),
+        # Of two channels, a LayerNorm leaves a sign.
+        norm=draw(st.sampled_from(["rms"] if 2 in widths else ["rms", "layer"])),
+        mlp=draw(st.sampled_from(["gated", "plain", "none"])),
         recurrence=draw(st.sampled_from(implementations)),
     )
 
@@ -451,13 +456,16 @@ def test_dropout_drops_entries_of_each_branch_by_themselves_and_keeps_the_mean()
 def number_of_parameters(config):
     """Added up by hand, from the equations of DESIGN.md."""
 
+    per_norm = {"rms": 1, "layer": 2}[config.norm]
+
     def block(w):
         hidden = max(1, round(config.mlp_expansion * w))
-        norms = 2 * w
-        projections = 3 * (w * w + w)
+        norms = per_norm * (1 if config.mlp == "none" else 2) * w
+        projections = (3 if config.mixer_gate else 2) * (w * w + w)
         convolution = (config.conv_width + 1) * w
         gates_and_decay = 2 * (w * w // config.num_heads + w) + w
-        mlp = 2 * (w * hidden + hidden) + hidden * w + w
+        into = {"gated": 2, "plain": 1, "none": 0}[config.mlp]
+        mlp = into * (w * hidden + hidden) + (hidden * w + w if into else 0)
         return norms + projections + convolution + gates_and_decay + mlp
 
     widths, vocab = config.widths, config.vocab_size
@@ -465,7 +473,7 @@ def number_of_parameters(config):
     for w, inner, factor in zip(widths[:-1], widths[1:], config.pool_factors, strict=True):
         total += (factor * w * inner + inner) + (inner * factor * w + factor * w)
     features = 2 * widths[0] + 1 if config.embedding == "sinusoidal" else vocab
-    head = widths[0] + (widths[0] + 1) * vocab
+    head = per_norm * widths[0] + (widths[0] + 1) * vocab
     return total + widths[0] + features * widths[0] + head
 
 

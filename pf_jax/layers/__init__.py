@@ -4,13 +4,15 @@ from pf_jax.layers.convolution import CausalConvolution
 from pf_jax.layers.embedding import Embedding
 from pf_jax.layers.linear import BlockDiagonalLinear
 from pf_jax.layers.mixer import MIXERS, Mixer, MixerState
-from pf_jax.layers.mlp import GatedMLP
+from pf_jax.layers.mlp import MLPS, GatedMLP, PlainMLP
+from pf_jax.layers.norm import Norm, make_norm
 from pf_jax.layers.pooling import DownPool, UpPool
 from pf_jax.layers.rglru import RGLRU, RGLRUState
 from pf_jax.layers.temporal_mixing import TemporalMixing, TemporalMixingState
 
 __all__ = [
     "MIXERS",
+    "MLPS",
     "RGLRU",
     "BlockDiagonalLinear",
     "CausalConvolution",
@@ -19,8 +21,11 @@ __all__ = [
     "GatedMLP",
     "Mixer",
     "MixerState",
+    "Norm",
+    "PlainMLP",
     "RGLRUState",
     "TemporalMixing",
     "TemporalMixingState",
     "UpPool",
+    "make_norm",
 ]

@@ -23,7 +23,7 @@ class TemporalMixing(nnx.Module):
     """`g = gelu(W_g x)`, `h = RGLRU(conv(W_u x))`, output `W_o (g * h)`.
 
     Attributes:
-        gate: `W_g`.
+        gate: `W_g`; None without `config.mixer_gate`, where the output is `W_o h`.
         input: `W_u`.
         convolution: A short causal convolution: what happened in the last few positions.
         rglru: The recurrence: what happened before that.
@@ -36,7 +36,7 @@ class TemporalMixing(nnx.Module):
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the layer for a level of the given width."""
         dtype, axis = config.dtype, config.sequence_axis
-        self.gate = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.gate = nnx.Linear(width, width, dtype=dtype, rngs=rngs) if config.mixer_gate else None
         self.input = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.convolution = CausalConvolution(
             width, config.conv_width, dtype=dtype, sequence_axis=axis, rngs=rngs
@@ -65,7 +65,7 @@ class TemporalMixing(nnx.Module):
         """All positions (parallel form), and the state after them."""
         u, convolution = self.convolution(self.input(x), state.convolution)
         h, rglru = self.rglru(u, state.rglru)
-        return self.output(jax.nn.gelu(self.gate(x)) * h), TemporalMixingState(convolution, rglru)
+        return self._output(x, h), TemporalMixingState(convolution, rglru)
 
     def step(
         self, x: Float[Array, "batch width"], state: TemporalMixingState
@@ -73,7 +73,7 @@ class TemporalMixing(nnx.Module):
         """The next position (recurrent form)."""
         u, convolution = self.convolution.step(self.input(x), state.convolution)
         h, rglru = self.rglru.step(u, state.rglru)
-        return self.output(jax.nn.gelu(self.gate(x)) * h), TemporalMixingState(convolution, rglru)
+        return self._output(x, h), TemporalMixingState(convolution, rglru)
 
     def log_decay(
         self, x: Float[Array, "batch time width"], state: TemporalMixingState
@@ -81,3 +81,6 @@ class TemporalMixing(nnx.Module):
         """`log a_t` of the RG-LRU at all positions, and what it is where its gate is open."""
         u, _ = self.convolution(self.input(x), state.convolution)
         return self.rglru.log_decay(u)
+
+    def _output(self, x: Float[Array, "*batch width"], h: Float[Array, "*batch width"]):
+        return self.output(h if self.gate is None else jax.nn.gelu(self.gate(x)) * h)

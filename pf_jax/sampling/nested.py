@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from pf_jax.layers import MixerState
 from pf_jax.poolformer import SkipBlockState
 from pf_jax.sampling.drawing import draw, log_probability
-from pf_jax.sampling.weights import Block, SamplerWeights, rms_scale
+from pf_jax.sampling.weights import Block, SamplerWeights, norm_scale
 
 
 class LevelState(NamedTuple):
@@ -124,7 +124,7 @@ def run(
         states = (*states[:level], LevelState(before, after, state.up))
 
         if level == 0:
-            logits = weights.head(y, rms_scale(y, weights.epsilon))
+            logits = weights.head(y, norm_scale(y, weights.epsilon, weights.centred))
             drawn = draw(logits, inputs.uniform, temperature, top_p)
             previous = jnp.where(inputs.forced < 0, drawn, inputs.forced)
             outputs = Outputs(previous, log_probability(logits, previous))

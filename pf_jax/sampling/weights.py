@@ -3,13 +3,14 @@
 A step at one stream is a chain of small matrix-vector products, so what counts is how few there are
 and how few bytes they read:
 
-* the scale of an RMSNorm is folded into the kernel behind it, and its statistic becomes one number
-  that the product is multiplied by: `norm(x) W = (x (s W)) / rms(x)`;
+* the scale of a norm is folded into the kernel behind it, and its statistic becomes one number that
+  the product is multiplied by: `norm(x) W = (x (s W)) / rms(x)`. So it is with a LayerNorm, whose
+  subtraction of the mean is linear and folded into the kernel, too;
 * products of one input are one product: the two branches of a mixer, of its gates, of an MLP;
 * small blocks of block-diagonal gates are filled up with zeros to one matrix;
 * the embedding becomes a table, and with it the first product of the first ResBlock.
 
-A mixer of another kind than `TemporalMixing` keeps its own `step`.
+A ResBlock of other parts than Griffin's keeps its own `step`.
 """
 
 import dataclasses
@@ -20,7 +21,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from pf_jax.layers import MixerState, RGLRUState, TemporalMixing, TemporalMixingState
+from pf_jax.layers import (
+    GatedMLP,
+    MixerState,
+    Norm,
+    RGLRUState,
+    TemporalMixing,
+    TemporalMixingState,
+)
 from pf_jax.layers.rglru import DECAY_EXPONENT, sqrt_one_minus_exp
 from pf_jax.poolformer import Poolformer, ResBlock, SkipBlock
 
@@ -42,12 +50,19 @@ class Linear:
     bias: Float[Array, "out"]
 
     @classmethod
-    def fuse(cls, layers: list[nnx.Linear], norm: nnx.RMSNorm | None = None) -> Self:
-        """Layers of one input as one, their outputs side by side, with a norm's scale before."""
+    def fuse(cls, layers: list[nnx.Linear], norm: Norm | None = None) -> Self:
+        """Layers of one input as one, their outputs side by side, behind a norm without its scale.
+
+        The caller multiplies by that (`norm_scale`).
+        """
         kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
+        bias = jnp.concatenate([layer.bias[...] for layer in layers])
+        if isinstance(norm, nnx.LayerNorm):
+            bias = bias + norm.bias[...] @ kernel
         if norm is not None:
             kernel = norm.scale[...][:, None] * kernel
-        bias = jnp.concatenate([layer.bias[...] for layer in layers])
+        if isinstance(norm, nnx.LayerNorm):
+            kernel = kernel - kernel.mean(axis=0)
         return cls(kernel.astype(layers[0].dtype), bias)
 
     def __call__(
@@ -118,7 +133,7 @@ class FusedBlock:
 
     def project(self, x: Float[Array, "batch width"]) -> Float[Array, "batch 2*width"]:
         """The first product of `step`."""
-        return self.mixer_input(x, rms_scale(x, self.epsilon))
+        return self.mixer_input(x, norm_scale(x, self.epsilon))
 
     def step(
         self,
@@ -138,7 +153,7 @@ class FusedBlock:
         h = jnp.exp(log_a) * state.rglru.h + scale * (input_gate * u)
         x = x + self.mixer_output(jax.nn.gelu(gate) * h)
 
-        gate, y = jnp.split(self.mlp_input(x, rms_scale(x, self.epsilon)), 2, axis=1)
+        gate, y = jnp.split(self.mlp_input(x, norm_scale(x, self.epsilon)), 2, axis=1)
         x = x + self.mlp_output(jax.nn.gelu(gate) * y)
         return x, TemporalMixingState(inputs[:, 1:], RGLRUState(h, jnp.array(True)))
 
@@ -154,7 +169,7 @@ class FusedBlock:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PlainBlock:
-    """A ResBlock of any mixer, as it is."""
+    """A ResBlock of any parts, as it is."""
 
     graphdef: nnx.GraphDef = dataclasses.field(metadata={"static": True})
     params: nnx.State
@@ -223,6 +238,7 @@ class SamplerWeights:
         projected: The first product of the first ResBlock for each row of the embedding, if there
             is one that takes it.
         head: The last norm and the head.
+        centred: Whether that norm subtracts the mean.
         epsilon: That of the norm.
     """
 
@@ -230,6 +246,7 @@ class SamplerWeights:
     embedding: Float[Array, "vocab+1 width"]
     projected: Float[Array, "vocab+1 2*width"] | None
     head: Linear
+    centred: bool = dataclasses.field(metadata={"static": True})
     epsilon: float = dataclasses.field(metadata={"static": True})
 
     @property
@@ -268,15 +285,30 @@ def _lay_out(model: Poolformer) -> SamplerWeights:
         embedding=embedding,
         projected=first.project(embedding) if isinstance(first, FusedBlock) else None,
         head=Linear.fuse([model.head], model.head_norm),
+        centred=isinstance(model.head_norm, nnx.LayerNorm),
         epsilon=model.head_norm.epsilon,
     )
 
 
-def rms_scale(x: Float[Array, "batch width"], epsilon: float) -> Float[Array, "batch 1"]:
-    """One over the root of the mean square."""
+def norm_scale(
+    x: Float[Array, "batch width"], epsilon: float, centred: bool = False
+) -> Float[Array, "batch 1"]:
+    """One over the root of the mean square, or of the variance."""
+    if centred:
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
     return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
 
 
 def _blocks(blocks: list[ResBlock]) -> tuple[Block, ...]:
-    kinds = [FusedBlock if type(b.mixer) is TemporalMixing else PlainBlock for b in blocks]
+    kinds = [FusedBlock if _is_griffins(block) else PlainBlock for block in blocks]
     return tuple(kind.lay_out(block) for kind, block in zip(kinds, blocks, strict=True))
+
+
+def _is_griffins(block: ResBlock) -> bool:
+    """Whether it is made of the parts that `FusedBlock` knows."""
+    return (
+        type(block.mixer) is TemporalMixing
+        and block.mixer.gate is not None
+        and type(block.mlp) is GatedMLP
+        and type(block.mixer_norm) is nnx.RMSNorm
+    )

@@ -12,19 +12,24 @@ from pf_jax.sampling.weights import lay_out
 
 
 @pytest.mark.parametrize(
-    ("widths", "depths", "factors"),
+    ("widths", "depths", "factors", "parts"),
     [
-        ((8,), (2,), ()),
-        ((8, 16), ((0, 1), 2), (4,)),
-        ((16, 8, 40), (1, (2, 0), 1), (3, 2)),
-        ((8, 8, 8, 8), (1, 0, 1, 1), (2, 3, 2)),
+        ((8,), (2,), (), {}),
+        ((8, 16), ((0, 1), 2), (4,), {}),
+        ((8, 16), (1, 1), (4,), {"norm": "layer"}),
+        ((8, 16), (1, 1), (4,), {"mixer_gate": False, "mlp": "plain"}),
+        ((16, 8, 40), (1, (2, 0), 1), (3, 2), {"mlp": "none", "conv_width": 1}),
+        ((8, 8, 8, 8), (1, 0, 1, 1), (2, 3, 2), {}),
     ],
 )
 def test_logits_are_those_of_the_parallel_form_on_the_tokens_drawn(
-    monkeypatch, widths, depths, factors
+    monkeypatch, widths, depths, factors, parts
 ):
-    config = PoolformerConfig(widths, depths, factors, vocab_size=7, num_heads=2)
+    config = PoolformerConfig(widths, depths, factors, vocab_size=7, num_heads=2, **parts)
     model = Poolformer(config, rngs=nnx.Rngs(0))
+    if config.norm == "layer":  # What is 0 or 1 at first shall not stay so.
+        model.head_norm.bias[...] = jnp.linspace(-1, 1, widths[0])
+        model.head_norm.scale[...] = jnp.linspace(0.5, 2, widths[0])
     # The outputs of a step may have any last axis; here, all of the vocabulary.
     monkeypatch.setattr(nested, "log_probability", lambda logits, tokens: logits)
     weights, batch, time = lay_out(model), 3, 24
