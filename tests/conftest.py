@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 import tempfile
@@ -13,7 +14,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # To compile takes far longer than to run. What the README shows is run as users run it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+_QUICK = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib") < "0.11":  # Later ones have no other emitters.
+    _QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _QUICK)
 # All that is compiled stays: to look again and again for garbage in it takes a tenth of the time.
 gc.set_threshold(50_000, 20, 50)
 
