@@ -14,6 +14,7 @@ import pytest
 
 from experiments import cli
 from pf_jax import fields
+from pf_jax.evaluation.classifier import ClassifierConfig
 from pf_jax.training.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -94,10 +95,11 @@ def test_commands_and_flags_exist():
     assert done.returncode == 0, done.stderr
     known, errors = json.loads(done.stdout)
     assert not errors
+    overridable = {*fields.leaves(TrainConfig), *fields.leaves(ClassifierConfig)}
     # In the text as well. Flags with an underscore are ours; those of gcloud and Slurm have none.
     for page in DOCS:
         text = page.read_text()
-        assert set(re.findall(r"--config\.([\w.]*\w)", text)) <= set(fields.leaves(TrainConfig))
+        assert set(re.findall(r"--config\.([\w.]*\w)", text)) <= overridable
         assert set(re.findall(r"--([a-z]+_[a-z_]+)", text)) <= set(known)
 
 

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -31,7 +31,7 @@ _TYPES = {
     "Float": "f4",
     "Double": "f8",
     "Half": "f2",
-    "BFloat16": ml_dtypes.bfloat16,
+    "BFloat16": jnp.bfloat16,
     "Long": "i8",
     "Int": "i4",
     "Short": "i2",
