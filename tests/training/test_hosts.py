@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 24
 DEVICES = "--xla_force_host_platform_device_count"
 # JAX's cache of compiled programs is for the first process only; the other compiles every time.
-QUICK = "--xla_backend_optimization_level=0"
+QUICK = os.environ["XLA_FLAGS"]
 # XLA adds up eight devices of one process in another order than four and four of two. After 36
 # steps of 1e-2 that has moved no weight by more than 3e-7.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}

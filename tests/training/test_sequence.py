@@ -203,7 +203,7 @@ def found(tiny_config, tmp_path_factory) -> Found:
         num_samples=1,
         sample_length=16,
     )
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=8 {os.environ['XLA_FLAGS']}"
     arguments = (__file__, json.dumps(config.to_dict()), root / "run", root / "results")
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CHILD), *arguments],
