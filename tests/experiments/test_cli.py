@@ -289,6 +289,8 @@ def values(path, hint, config):
         "model.recurrence": st.sampled_from(["auto", "sequential", "associative"]),
         "model.sequence_axis": st.just(""),
         "sequence_devices": st.just(config.sequence_devices),  # Divides a window into groups.
+        "model.norm": st.sampled_from(["rms", "layer"]),
+        "model.mlp": st.sampled_from(["gated", "plain", "none"]),
         "model.dtype": st.sampled_from(["float32", "bfloat16"]),
         "data.modality": st.just(config.data.modality),
         "data.window": st.just(config.data.window),  # Of images, it is their size.
@@ -330,6 +332,7 @@ def test_any_fields_of_any_preset_can_be_overridden(data, name):
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_any_text_is_a_value_or_one_clear_error(text):
     for path in fields.leaves(TrainConfig):
