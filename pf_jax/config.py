@@ -28,8 +28,11 @@ class PoolformerConfig:
         embedding: "sinusoidal" features of the level for ordered tokens (audio, pixels), or a
             "learned" table for unordered ones (text).
         mixer: What mixes over time in a ResBlock, a name in `pf_jax.layers.MIXERS`.
-        num_heads: Diagonal blocks in the gates of the RG-LRU; divides every width.
-        mixer_gate: Whether Griffin's recurrent block, the mixer "rglru", has a gated branch.
+        num_heads: Diagonal blocks in the gates of the RG-LRU, or heads of attention; divides every
+            width.
+        mixer_gate: Whether Griffin's recurrent block (the mixers "rglru", "rglru_complex" and
+            "gru") has a gated branch.
+        attention_window: How many positions of its level attention looks back on, its own included.
         conv_width: Taps of the causal depthwise convolution in front of the recurrence; 1 is a
             scale of each channel, without a look at the past.
         norm: In front of every branch and of the head: "rms" (RMSNorm) or "layer" (LayerNorm).
@@ -54,6 +57,7 @@ class PoolformerConfig:
     mixer: str = "rglru"
     num_heads: int = 8
     mixer_gate: bool = True
+    attention_window: int = 1024
     conv_width: int = 4
     norm: str = "rms"
     mlp: str = "gated"
@@ -96,6 +100,7 @@ class PoolformerConfig:
             self,
             vocab_size="[2, inf)",
             num_heads="[1, inf)",
+            attention_window="[1, inf)",
             conv_width="[1, inf)",
             mlp_expansion="(0, inf)",
             dropout="[0, 1)",

@@ -1,7 +1,10 @@
 """The parts of a Poolformer. They know nothing of audio."""
 
+from pf_jax.layers.attention import Attention, AttentionState
+from pf_jax.layers.complex_rglru import ComplexRGLRU, ComplexTemporalMixing
 from pf_jax.layers.convolution import CausalConvolution
 from pf_jax.layers.embedding import Embedding
+from pf_jax.layers.gru import GRU, GRUMixing
 from pf_jax.layers.linear import BlockDiagonalLinear
 from pf_jax.layers.mixer import MIXERS, Mixer, MixerState
 from pf_jax.layers.mlp import MLPS, GatedMLP, PlainMLP
@@ -11,13 +14,19 @@ from pf_jax.layers.rglru import RGLRU, RGLRUState
 from pf_jax.layers.temporal_mixing import TemporalMixing, TemporalMixingState
 
 __all__ = [
+    "GRU",
     "MIXERS",
     "MLPS",
     "RGLRU",
+    "Attention",
+    "AttentionState",
     "BlockDiagonalLinear",
     "CausalConvolution",
+    "ComplexRGLRU",
+    "ComplexTemporalMixing",
     "DownPool",
     "Embedding",
+    "GRUMixing",
     "GatedMLP",
     "Mixer",
     "MixerState",

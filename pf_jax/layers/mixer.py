@@ -6,6 +6,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pf_jax.config import PoolformerConfig
+from pf_jax.layers.attention import Attention
+from pf_jax.layers.complex_rglru import ComplexTemporalMixing
+from pf_jax.layers.gru import GRUMixing
 from pf_jax.layers.temporal_mixing import TemporalMixing
 
 MixerState = Any
@@ -39,5 +42,10 @@ class Mixer(Protocol):
         """Recurrent form: the next position, and the state after it."""
 
 
-MIXERS: dict[str, type[Mixer]] = {"rglru": TemporalMixing}
+MIXERS: dict[str, type[Mixer]] = {
+    "attention": Attention,
+    "gru": GRUMixing,
+    "rglru": TemporalMixing,
+    "rglru_complex": ComplexTemporalMixing,
+}
 """The mixers that a config can name; add your own class here."""

@@ -65,7 +65,7 @@ class RGLRU(nnx.Module):
         self.sequence_axis = sequence_axis
         self.recurrence_gate = BlockDiagonalLinear(width, num_heads, dtype=dtype, rngs=rngs)
         self.input_gate = BlockDiagonalLinear(width, num_heads, dtype=dtype, rngs=rngs)
-        self.decay = nnx.Param(_initial_decay(rngs.params(), width))
+        self.decay = nnx.Param(initial_decay(rngs.params(), width))
 
     def init_state(self, batch_size: int) -> RGLRUState:
         """The state before the first position of a sequence."""
@@ -160,7 +160,7 @@ def _sqrt_one_minus_exp_jvp(primals, tangents):
     return y, -0.5 * jnp.exp(x) / jnp.maximum(y, 1e-3) * dx
 
 
-def _initial_decay(key, width: int) -> Float[Array, "width"]:
+def initial_decay(key, width: int) -> Float[Array, "width"]:
     """`L` such that `exp(-softplus(L))` is a radius spread evenly by area over the ring."""
     area = jax.random.uniform(key, (width,), minval=MIN_RADIUS**2, maxval=MAX_RADIUS**2)
     return jnp.log(jnp.expm1(-0.5 * jnp.log(area)))

@@ -149,8 +149,8 @@ class FusedBlock:
         )
         recurrence_gate, input_gate = jnp.split(jax.nn.sigmoid(self._gates(u)), 2, axis=1)
         log_a = self.log_decay * recurrence_gate
-        scale = jnp.where(state.rglru.started, sqrt_one_minus_exp(2.0 * log_a), 1.0)
-        h = jnp.exp(log_a) * state.rglru.h + scale * (input_gate * u)
+        scale = jnp.where(state.recurrence.started, sqrt_one_minus_exp(2.0 * log_a), 1.0)
+        h = jnp.exp(log_a) * state.recurrence.h + scale * (input_gate * u)
         x = x + self.mixer_output(jax.nn.gelu(gate) * h)
 
         gate, y = jnp.split(self.mlp_input(x, norm_scale(x, self.epsilon)), 2, axis=1)
