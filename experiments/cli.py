@@ -28,7 +28,7 @@ import jax
 from absl import app, flags, logging
 
 from experiments.config_files import CONFIG_DIRECTORY as CONFIG_DIRECTORY
-from experiments.config_files import KINDS, Config, fields_of_command, near
+from experiments.config_files import KINDS, Config, fields_of_command, near, run_file
 from experiments.config_files import load_config as load_config
 from experiments.config_files import presets as presets
 from experiments.config_files import split_overrides as split_overrides
@@ -37,6 +37,13 @@ from pf_jax.errors import UserError
 from pf_jax.training.config import TrainConfig
 
 _HELP_FLAGS = ("--help", "--helpshort", "-help", "-h", "-?")
+
+# Of every command.
+_IMPORT = flags.DEFINE_multi_string(
+    "import",
+    [],
+    "A .py file to run first, such as one that adds a mixer of your own; may be given again.",
+)
 
 flags.disclaim_key_flags()  # A flag that is defined here belongs to the command that asked for it.
 
@@ -88,7 +95,7 @@ def run(
     kinds = _kinds_of_command.get(main.__module__, (TrainConfig,))
 
     def parse(argv: Sequence[str]) -> list[str]:
-        own = flags.FLAGS.get_key_flags_for_module(module)
+        own = [*flags.FLAGS.get_key_flags_for_module(module), flags.FLAGS[_IMPORT.name]]
         if any(argument in _HELP_FLAGS for argument in argv[1:]):
             print(_help(sys.modules[main.__module__], own, kinds, words))
             sys.exit(0)
@@ -160,6 +167,8 @@ def _parse_flags(
         raise UserError(_flag_error(error)) from None
     if not takes_words:
         _refuse_words(words)
+    for name in _IMPORT.value:
+        run_file(pathlib.Path(name).expanduser(), "file of --import", lambda module: None)
     if "config" in names:
         config = known["config"]
         if config.value is None:
@@ -214,7 +223,7 @@ def _help(
         name = command.__spec__.name if command.__spec__ else sys.argv[0]
         lines[1:1] = ["", f"Usage: python -m {name} {words} [--FLAG=VALUE ...]"]
     for flag in own:
-        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+        default = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
         text = _config_help(kinds) if flag.name == "config" else flag.help
         lines.append(entry(name, f"{text}{default}"))

@@ -10,8 +10,10 @@ import ast
 import importlib.util
 import pathlib
 import re
+import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pf_jax import fields
@@ -167,23 +169,37 @@ def _read_config_file(path: pathlib.Path, kinds: Iterable[type[Config]] = tuple(
         path: The file.
         kinds: What an error says that it must give.
     """
-    if not path.is_file():
-        raise UserError(f"There is no config file {path}.")
-    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"The config file {path} is not a .py file.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except Exception as error:
-        raise UserError(f"The config file {_place(error, path)}: {_in_one_line(error)}") from error
+    config = run_file(path, "config file", lambda module: module.get_config())
     if type(config) not in KINDS:
         wanted = " or a ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
         raise UserError(
             f"get_config() in {path} must return a {wanted}, got {type(config).__name__}."
         )
     return config
+
+
+def run_file(path: pathlib.Path, what: str, then: Callable[[types.ModuleType], Any]) -> Any:
+    """Runs a Python file, and what is to follow; a mistake in it becomes one line with its place.
+
+    Args:
+        path: The file.
+        what: What an error calls it.
+        then: Of the module; its result is returned.
+
+    Raises:
+        UserError: There is no such file, or it raises something.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no {what} {path}.")
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"The {what} {path} is not a .py file.")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return then(module)
+    except Exception as error:
+        raise UserError(f"The {what} {_place(error, path)}: {_in_one_line(error)}") from error
 
 
 def _place(error: Exception, path: pathlib.Path) -> str:

@@ -23,6 +23,7 @@ from experiments.common_flags import Hosts
 from pf_jax.errors import UserError
 from pf_jax.evaluation.classifier import ClassifierConfig, train_classifier
 from pf_jax.evaluation.classifier.saved import holds_classifier
+from pf_jax.layers import MIXERS
 from pf_jax.training import TrainConfig, train
 
 _CONFIG = cli.define_config(TrainConfig, ClassifierConfig)
@@ -49,9 +50,17 @@ def main(argv: Sequence[str]) -> None:
     if jax.process_index() == 0:
         print(
             "To sample from it:\n  python -m experiments.sample "
-            f"--checkpoint={shlex.quote(_WORKDIR.value)} --output=samples",
+            f"--checkpoint={shlex.quote(_WORKDIR.value)} --output=samples{_import_flag(config)}",
             file=sys.stderr,
         )
+
+
+def _import_flag(config: TrainConfig) -> str:
+    """What other commands need for a mixer that is not the package's own."""
+    module = MIXERS[config.model.mixer].__module__
+    if module.partition(".")[0] == "pf_jax":
+        return ""
+    return f" --import={shlex.quote(sys.modules[module].__file__ or 'FILE.py')}"
 
 
 if __name__ == "__main__":

@@ -42,7 +42,11 @@ class ResBlock(nnx.Module):
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the block for a level of the given width."""
         if config.mixer not in MIXERS:
-            raise UserError(f"Unknown mixer {config.mixer!r}; known: {', '.join(sorted(MIXERS))}.")
+            raise UserError(
+                f"Unknown mixer {config.mixer!r}; known: {', '.join(sorted(MIXERS))}. One of your "
+                "own must be added to pf_jax.layers.MIXERS first: import the file that does it, or "
+                "give the command --import=FILE.py."
+            )
         mixer = MIXERS[config.mixer]
         if config.sequence_axis and not getattr(mixer, "splits_sequences", False):
             raise UserError(

@@ -84,7 +84,8 @@ def test_commands_and_flags_exist():
         overrides, rest = cli.split_overrides(arguments)  # Raises where one is unknown.
         configs = [word.removeprefix("--config=") for word in rest if word.startswith("--config=")]
         for name in configs:
-            cli.load_config(name, overrides)
+            if not name.endswith(".py"):  # The user's own.
+                cli.load_config(name, overrides)
         assert configs or not overrides, f"{module} takes no config"
         seen.setdefault(module, []).append(rest)
     assert {"experiments.train", "experiments.inspect", "experiments.sample"} <= set(seen)

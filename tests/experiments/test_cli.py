@@ -123,9 +123,14 @@ def test_other_flags_and_flag_files(run, tmp_path):
     assert (status, words, num_things, loudly, config["seed"]) == (0, [], 5, True, 9)
 
 
-NAMES = "beethoven, cifar10, demo, enwik8, folder, musicnet, musicnet_long, sc09, youtubemix"
+NAMES = (
+    "beethoven, cifar10, demo, enwik8, folder, musicnet, musicnet_long, sc09, sc09_attention, "
+    "youtubemix"
+)
 MISTAKES = [
     ([], f"--config is missing: give {NAMES}, or a path to a .py file."),
+    (["--config=demo", "--import=/no/such.py"], "There is no file of --import /no/such.py."),
+    (["--config=demo", "--import=/etc"], "There is no file of --import /etc."),
     (["--config=demmo"], "There is no config named 'demmo'; did you mean demo? A path to"),
     (["--config=zzz"], f"no config named 'zzz'; known are {NAMES}."),
     (["--config=/no/such.py"], "There is no config file /no/such.py."),
