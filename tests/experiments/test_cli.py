@@ -291,6 +291,8 @@ def values(path, hint, config):
         "model.num_heads": st.sampled_from([1, 2, 4, 8]),
         "model.embedding": st.sampled_from(["sinusoidal", "learned"]),
         "model.mixer": st.just("rglru"),
+        "model.norm": st.sampled_from(["rms", "layer"]),
+        "model.mlp": st.sampled_from(["gated", "plain", "none"]),
         "model.recurrence": st.sampled_from(["auto", "sequential", "associative"]),
         "model.sequence_axis": st.just(""),
         "sequence_devices": st.just(config.sequence_devices),  # Divides a window into groups.
