@@ -33,6 +33,9 @@ class PoolformerConfig:
         mixer_gate: Whether Griffin's recurrent block (the mixers "rglru", "rglru_complex" and
             "gru") has a gated branch.
         attention_window: How many positions of its level attention looks back on, its own included.
+        mixer_expansion: Inner width of the mixer "mamba" over the level's width.
+        state_size: States of each channel of the mixers "mamba", whose paper has 16, and "s4d", in
+            conjugate pairs.
         conv_width: Taps of the causal depthwise convolution in front of the recurrence; 1 is a
             scale of each channel, without a look at the past.
         norm: In front of every branch and of the head: "rms" (RMSNorm) or "layer" (LayerNorm).
@@ -58,6 +61,8 @@ class PoolformerConfig:
     num_heads: int = 8
     mixer_gate: bool = True
     attention_window: int = 1024
+    mixer_expansion: float = 2.0
+    state_size: int = 64
     conv_width: int = 4
     norm: str = "rms"
     mlp: str = "gated"
@@ -101,6 +106,8 @@ class PoolformerConfig:
             vocab_size="[2, inf)",
             num_heads="[1, inf)",
             attention_window="[1, inf)",
+            mixer_expansion="(0, inf)",
+            state_size="[1, inf)",
             conv_width="[1, inf)",
             mlp_expansion="(0, inf)",
             dropout="[0, 1)",

@@ -6,6 +6,7 @@ from pf_jax.layers.convolution import CausalConvolution
 from pf_jax.layers.embedding import Embedding
 from pf_jax.layers.gru import GRU, GRUMixing
 from pf_jax.layers.linear import BlockDiagonalLinear
+from pf_jax.layers.mamba import Mamba, MambaState
 from pf_jax.layers.mixer import MIXERS, Mixer, MixerState
 from pf_jax.layers.mlp import MLPS, GatedMLP, PlainMLP
 from pf_jax.layers.norm import Norm, make_norm
@@ -28,6 +29,8 @@ __all__ = [
     "Embedding",
     "GRUMixing",
     "GatedMLP",
+    "Mamba",
+    "MambaState",
     "Mixer",
     "MixerState",
     "Norm",

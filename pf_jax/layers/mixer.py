@@ -9,6 +9,7 @@ from pf_jax.config import PoolformerConfig
 from pf_jax.layers.attention import Attention
 from pf_jax.layers.complex_rglru import ComplexTemporalMixing
 from pf_jax.layers.gru import GRUMixing
+from pf_jax.layers.mamba import Mamba
 from pf_jax.layers.temporal_mixing import TemporalMixing
 
 MixerState = Any
@@ -45,6 +46,7 @@ class Mixer(Protocol):
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
     "gru": GRUMixing,
+    "mamba": Mamba,
     "rglru": TemporalMixing,
     "rglru_complex": ComplexTemporalMixing,
 }
