@@ -54,6 +54,8 @@ def test_a_config_is_immutable_and_hashable():
         ({"vocab_size": 1}, "vocab_size must be at least 2, got 1"),
         ({"attention_window": 0}, "attention_window must be at least 1, got 0"),
         ({"conv_width": 0}, "conv_width must be at least 1, got 0"),
+        ({"mixer_expansion": 0.0}, "mixer_expansion must be above 0, got 0.0"),
+        ({"state_size": 0}, "state_size must be at least 1, got 0"),
         ({"mlp_expansion": 0.0}, "mlp_expansion must be above 0, got 0.0"),
         ({"mlp_expansion": float("nan")}, "mlp_expansion must be above 0, got nan"),
         ({"mlp_expansion": float("inf")}, "mlp_expansion must be above 0, got inf"),

@@ -1,5 +1,6 @@
 """Mamba's block: a state space model that selects by its input what it remembers (2312.00752)."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -74,7 +75,9 @@ class Mamba(nnx.Module):
         self.input = nnx.Linear(width, inner, use_bias=False, dtype=dtype, rngs=rngs)
         self.gate = nnx.Linear(width, inner, use_bias=False, dtype=dtype, rngs=rngs)
         self.convolution = CausalConvolution(inner, config.conv_width, dtype=dtype, rngs=rngs)
-        self.selection = nnx.Linear(inner, rank + 2 * states, use_bias=False, dtype=dtype, rngs=rngs)
+        self.selection = nnx.Linear(
+            inner, rank + 2 * states, use_bias=False, dtype=dtype, rngs=rngs
+        )
         self.step_size = nnx.Linear(
             rank,
             inner,
@@ -205,12 +208,18 @@ def _coefficients(
 ):
     """Decay and input of each state, `(*batch, states, inner)`, and `c`; float32."""
     b, c = b.astype(jnp.float32), c.astype(jnp.float32)
-    decay = jnp.exp(dt[..., None, :] * a)
-    return decay, b[..., None] * (dt * u)[..., None, :], c
+    # A product with ones, and not by broadcasting, for the sum that is its gradient.
+    exponent = _product("...d,n->...nd", dt, jnp.ones(a.shape[:1])) * a
+    return jnp.exp(exponent), _product("...n,...d->...nd", b, dt * u), c
 
 
 def _read_out(c: Float[Array, "*batch states"], h: Float[Array, "*batch states inner"]):
-    return jnp.sum(c[..., None] * h, axis=-2)
+    return _product("...n,...nd->...d", c, h)
+
+
+# Sums over the states or the channels, here and in the gradients: as products they take a tenth of
+# the time on a CPU, and other platforms make sums of them.
+_product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def _initial_step_bias(key, shape, dtype) -> Float[Array, "inner"]:
