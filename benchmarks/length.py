@@ -23,15 +23,15 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from pf_jax.config import PoolformerConfig
 from pf_jax.training import planning
 from pf_jax.training.chips import CHIPS
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.hosts import replicate
 from pf_jax.training.program import analyze
 from pf_jax.training.state import init_train_state, make_optimizer
-from pf_jax.training.summary import flops_per_sample, level_costs
+from pf_jax.training.summary import flops_per_sample
 from pf_jax.training.topology import topology_devices
+from pf_jax.training.variants import count_parameters, without_pooling
 
 _CONFIG = cli.define_config()
 _FIRST = flags.DEFINE_integer("first", 12, "Binary logarithm of the shortest window.", 1)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         result[name] = {
             "widths": model.widths,
             "depths": model.depths,
-            "parameters": _parameters(model),
+            "parameters": count_parameters(model),
             "flops_per_sample": round(flops_per_sample(model)),
             "cpu": _on_cpu(changed, lengths),
             "tpu": _on_tpu(changed, lengths, tpu),
@@ -74,22 +74,6 @@ def main(argv: Sequence[str]) -> None:
     print(json.dumps(result))
     if _PLOT.value:
         plot(result, _PLOT.value)
-
-
-def without_pooling(model: PoolformerConfig) -> PoolformerConfig:
-    """A model of one level, of as many blocks and about as many parameters."""
-
-    def one_level(heads: int) -> PoolformerConfig:
-        width, depth = heads * model.num_heads, model.num_blocks
-        return dataclasses.replace(model, widths=(width,), depths=(depth,), pool_factors=())
-
-    wanted = _parameters(model)
-    most = math.ceil(max(model.widths) / model.num_heads)  # Wide enough, at every level.
-    return min(map(one_level, range(1, most + 1)), key=lambda m: abs(_parameters(m) - wanted))
-
-
-def _parameters(model: PoolformerConfig) -> int:
-    return sum(cost.parameters for cost in level_costs(model))
 
 
 def _with_window(config: TrainConfig, length: int) -> TrainConfig:

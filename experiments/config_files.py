@@ -6,7 +6,6 @@ one: a typed config is checked as a whole, once, when all its overrides are in.
 A config is of one of several kinds, the dataclasses of `KINDS`: a command says which it takes.
 """
 
-import ast
 import importlib.util
 import pathlib
 import re
@@ -25,7 +24,6 @@ Config = TrainConfig | ClassifierConfig
 
 CONFIG_DIRECTORY = pathlib.Path(__file__).parent / "configs"
 
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 # The kinds of configs: of what they are, and the command that takes all of them.
 KINDS = {TrainConfig: "a Poolformer", ClassifierConfig: "a classifier"}
@@ -111,7 +109,7 @@ def split_overrides(
             raise UserError(f"Unknown field --config.{name}{near(name, known, '--config.')}")
         if known[name] is bool and text is None:
             text = "false" if negated else "true"
-            if not negated and tokens and tokens[0].lower() in _BOOLEANS:
+            if not negated and tokens and tokens[0].lower() in fields.BOOLEANS:
                 text = tokens.pop(0)
         elif negated:
             raise UserError(f"{token} makes no sense: write --config.{name}=VALUE.")
@@ -136,14 +134,8 @@ def fields_of_command(tokens: Sequence[str], kinds: Sequence[type[Config]]) -> d
 def _parse_value(flag: str, text: str, hint: Any) -> Any:
     """The text of a flag as a value of its field's type."""
     try:
-        if hint is str:
-            return text
-        if hint is bool:
-            return _BOOLEANS[text.strip().lower()]
-        if hint in (int, float):
-            return hint(text)
-        return fields.convert(ast.literal_eval(text.strip()), hint)
-    except (ValueError, TypeError, KeyError, SyntaxError, MemoryError, RecursionError):
+        return fields.parse(text, hint)
+    except ValueError:
         raise UserError(f"{flag} must be {fields.describe(hint)}, got {text!r}.") from None
 
 

@@ -1,5 +1,6 @@
 """Typed dataclass configs from untyped fields: JSON, a config file, the command line."""
 
+import ast
 import dataclasses
 import difflib
 import types
@@ -9,6 +10,7 @@ from typing import Any
 
 from pf_jax.errors import UserError
 
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _DESCRIPTIONS = {
     bool: "true or false",
     int: "an integer",
@@ -50,6 +52,28 @@ def convert(value: Any, hint: Any) -> Any:
     elif isinstance(value, hint):
         return value
     raise TypeError(f"expected {describe(hint)}, got {value!r}")
+
+
+def parse(text: str, hint: Any) -> Any:
+    """A text that a user wrote as a value of an annotated type.
+
+    Args:
+        text: As on a command line: "true", "1e-3", "(64, 128)".
+        hint: As for `convert`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        if hint is str:
+            return text
+        if hint is bool:
+            return BOOLEANS[text.strip().lower()]
+        if hint in (int, float):
+            return hint(text)
+        return convert(ast.literal_eval(text.strip()), hint)
+    except (TypeError, KeyError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"expected {describe(hint)}, got {text!r}") from error
 
 
 def describe(hint: Any) -> str:

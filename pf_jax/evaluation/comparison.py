@@ -77,6 +77,9 @@ class Run:
         validation: Bits per sample of the validation split.
         samples_per_second: The median speed of training; None if it was not logged.
         evaluations: What `experiments.evaluate` found, by split.
+        seconds: The time of training, without compilation and evaluations; empty if not logged.
+        peak_memory: Bytes that training took at most, see `pf_jax.training.memory.peak_memory`;
+            None if it was not logged.
     """
 
     path: epath.Path
@@ -87,6 +90,8 @@ class Run:
     validation: Curve
     samples_per_second: float | None
     evaluations: Mapping[str, Evaluation]
+    seconds: Curve = Curve.of({})
+    peak_memory: float | None = None
 
     @property
     def config(self) -> TrainConfig | None:
@@ -170,11 +175,7 @@ def read_run(path: epath.PathLike, name: str) -> Run:
     lines = log or []
     # A checkpoint may know of evaluations that a log in an object store is still to be told of.
     validation = {step: bits for meta in metas for step, bits in meta.evaluations.items()}
-    speeds = [
-        line["samples_per_second"]
-        for line in lines
-        if line["split"] == "train" and math.isfinite(line.get("samples_per_second", math.nan))
-    ]
+    speeds = _finite(lines, "samples_per_second")
     return Run(
         path=path,
         name=name,
@@ -184,6 +185,8 @@ def read_run(path: epath.PathLike, name: str) -> Run:
         validation=_curve(lines, "validation", validation),
         samples_per_second=float(np.median(speeds)) if speeds else None,
         evaluations=_read_evaluations(path / "evaluation"),
+        seconds=Curve.of({line["step"]: line["seconds"] for line in lines if "seconds" in line}),
+        peak_memory=max(_finite(lines, "peak_memory"), default=None),
     )
 
 
@@ -290,6 +293,12 @@ def _curve(
         elif "bits_per_sample" in line:
             points[line["step"]] = line["bits_per_sample"]
     return Curve.of(points)
+
+
+def _finite(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """The finite numbers of a name that were logged in training."""
+    numbers = [line.get(name, math.nan) for line in lines if line["split"] == "train"]
+    return list(filter(math.isfinite, numbers))
 
 
 def _read_log(path: epath.Path) -> list[dict[str, Any]]:

@@ -65,11 +65,14 @@ class Line:
         x: Ascending.
         y: NaN makes a gap.
         style: How.
+        is_faint: Whether it is one of those that another one is the mean of: thin, and the scale is
+            not made for it.
     """
 
     x: Num[np.ndarray, "points"]
     y: Float[np.ndarray, "points"]
     style: Style
+    is_faint: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +101,7 @@ def curves_png(lines: Sequence[Line], *, x_label: str, y_label: str) -> tuple[by
     curves the points, too, faintly. The scale leaves out where curves start high above their end.
 
     Args:
-        lines: The curves, each with at least one finite value.
+        lines: The curves, each with at least one finite value, and not all of them faint.
         x_label: What the horizontal axis says.
         y_label: What the vertical axis says.
 
@@ -111,6 +114,9 @@ def curves_png(lines: Sequence[Line], *, x_label: str, y_label: str) -> tuple[by
     averages = [_average(line) for line in lines]
     for line, (x, y) in zip(lines, averages, strict=True):
         style = line.style
+        if line.is_faint:
+            axes.plot(x, y, color=style.color, linewidth=0.8, alpha=0.45, zorder=1.5)
+            continue
         if len(x) < len(line.x) and len(lines) <= _MOST_FAINT:
             axes.plot(line.x, line.y, color=style.color, linewidth=0.6, alpha=0.3, zorder=1)
         axes.plot(
@@ -123,7 +129,9 @@ def curves_png(lines: Sequence[Line], *, x_label: str, y_label: str) -> tuple[by
             markersize=6,
             markevery=max(1, len(x) // 8),
         )
-    low, high = _limits([y for _, y in averages])
+    low, high = _limits(
+        [y for line, (_, y) in zip(lines, averages, strict=True) if not line.is_faint]
+    )
     axes.set_ylim(low, high)
     axes.set_xlabel(x_label, color=_GREY)
     axes.set_ylabel(y_label, color=_GREY)

@@ -1,7 +1,5 @@
 """The page that compares training runs: one HTML file with its pictures and sounds inside."""
 
-import math
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,12 +7,18 @@ from etils import epath
 
 from pf_jax.evaluation.comparison import Curve, Run, config_differences, incomparable
 from pf_jax.evaluation.comparison_charts import MOST_POINTS, Dot, Line, Style, curves_png, dots_png
-from pf_jax.evaluation.comparison_sounds import Player, Sounds
+from pf_jax.evaluation.comparison_parts import (
+    SCRIPT,
+    STYLE,
+    rows_table,
+    section,
+    shape,
+    sounds_section,
+)
+from pf_jax.evaluation.comparison_sounds import Sounds
 from pf_jax.evaluation.results import LIKELIHOODS, METRICS, Likelihood
-from pf_jax.pages import data_uri, figure, page, table, text, write_page
+from pf_jax.pages import figure, page, table, text, write_page
 
-_UNKNOWN = "&ndash;"
-_BREAKS = re.compile("[/_-]")  # Where a name may go on in the next line.
 
 _ABOUT = (
     "Bits per sample (the loss in nats over ln&nbsp;2): fewer are better. Best validation: the "
@@ -45,12 +49,12 @@ def write_comparison(
         _runs(runs),
         _curves(runs),
         _metrics(runs),
-        _sounds(runs, sounds),
+        sounds_section(_names(runs), sounds),
         _configs(runs),
     ]
     many = f"Comparison of {len(runs)} training runs"
     title = many if len(runs) > 1 else f"Training run {runs[0].name}"
-    return write_page(path, page(title, "".join(body), style=_STYLE, script=_SCRIPT))
+    return write_page(path, page(title, "".join(body), style=STYLE, script=SCRIPT))
 
 
 class _Notes:
@@ -87,7 +91,7 @@ def _runs(runs: Sequence[Run]) -> str:
     columns = {
         "Dataset": [text(run.dataset) for run in runs],
         "Parameters": [_count(run.parameters) for run in runs],
-        "Model": [_model(run) for run in runs],
+        "Model": ["" if run.config is None else shape(run.config.model) for run in runs],
         "Step": [_step(run) for run in runs],
         "Training samples per second": [_count(run.samples_per_second) for run in runs],
         "Best validation bits per sample": [_best(run) for run in runs],
@@ -102,51 +106,16 @@ def _runs(runs: Sequence[Run]) -> str:
             columns[f"{metric.title}, {text(split)}"] = [
                 _metric(run, split, name, notes) for run in runs
             ]
-    columns = {title: cells for title, cells in columns.items() if any(cells)}
-    head = "".join(f'<th scope="col">{title}</th>' for title in ("Run", *columns))
-    rows = []
-    for number, run in enumerate(runs):
-        cells = "".join(
-            f'<td class="number">{cells[number] or _UNKNOWN}</td>' for cells in columns.values()
-        )
-        rows.append(f'<tr><th scope="row">{_name(number, run)}</th>{cells}</tr>\n')
-    return (
-        f"<h2>Runs</h2>\n<p>{_ABOUT}</p>\n"
-        f'<div class="scroll" tabindex="0"><table class="runs">\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{''.join(rows)}</tbody>\n</table></div>\n{notes.list()}"
-    )
+    table = rows_table("Run", _names(runs), columns)
+    return f"<h2>Runs</h2>\n<p>{_ABOUT}</p>\n{table}{notes.list()}"
 
 
-def _name(number: int, run: Run) -> str:
-    name = _BREAKS.sub(r"\g<0><wbr>", text(run.name))
-    return f'<span class="name">{_swatch(number)}<span>{name}</span></span>'
-
-
-def _swatch(number: int) -> str:
-    """How a run looks in charts."""
-    style = Style.of(number)
-    dash = " ".join(f"{2 * length:g}" for length in style.dash)
-    corners = " ".join(f"{14 + 4.5 * x:.1f},{6 - 4.5 * y:.1f}" for x, y in style.shape)
-    return (
-        '<svg class="swatch" viewBox="0 0 28 12" width="28" height="12" aria-hidden="true">'
-        f'<line x1="0" y1="6" x2="28" y2="6" stroke="{style.color}" stroke-width="2" '
-        f'stroke-dasharray="{dash or "none"}"/><polygon points="{corners}" fill="{style.color}"/>'
-        "</svg>"
-    )
+def _names(runs: Sequence[Run]) -> list[str]:
+    return [run.name for run in runs]
 
 
 def _count(number: float | None) -> str:
     return "" if number is None else f"{number:,.0f}"
-
-
-def _model(run: Run) -> str:
-    if run.config is None:
-        return ""
-    model = run.config.model
-    widths = ", ".join(map(str, model.widths))
-    levels = f"{model.num_levels} {'level' if model.num_levels == 1 else 'levels'}"
-    pools = ", ".join(map(str, model.pool_factors)) or "none"
-    return f"{levels}<br>widths {widths}<br>pools {pools}"
 
 
 def _step(run: Run) -> str:
@@ -209,7 +178,7 @@ def _curves(runs: Sequence[Run]) -> str:
             charts.append(_curve_chart(runs, split, get, over_samples))
     if not any(charts):
         return ""
-    return _section("Learning curves", runs, "".join(charts))
+    return section("Learning curves", _names(runs), "".join(charts))
 
 
 def _curve_chart(
@@ -264,7 +233,7 @@ def _metrics(runs: Sequence[Run]) -> str:
             charts.append(_dot_chart(dots, f"{metric.title}, {split}", better))
     if not any(charts):
         return ""
-    return _section("Metrics", runs, "".join(charts), kind="small ")
+    return section("Metrics", _names(runs), "".join(charts), kind="small ")
 
 
 def _dot_chart(dots: Sequence[Dot], what: str, better: str) -> str:
@@ -274,46 +243,6 @@ def _dot_chart(dots: Sequence[Dot], what: str, better: str) -> str:
     if any(dot.doubted for dot in dots):
         caption += " Hollow: there are warnings."
     return figure(dots_png(dots), caption)
-
-
-def _section(title: str, runs: Sequence[Run], charts: str, kind: str = "") -> str:
-    """Charts below one legend, which stays in sight as long as they are."""
-    legend = "".join(f"<li>{_name(number, run)}</li>" for number, run in enumerate(runs))
-    return (
-        f'<section>\n<h2>{title}</h2>\n<ul class="legend">{legend}</ul>\n'
-        f'<div class="{kind}charts">\n{charts}</div>\n</section>\n'
-    )
-
-
-def _sounds(runs: Sequence[Run], sounds: Sequence[Sounds]) -> str:
-    parts = []
-    for number, (run, of_run) in enumerate(zip(runs, sounds, strict=False)):
-        players = "".join(map(_player, of_run.players))
-        remarks = "".join(f"<p>{text(remark)}</p>\n" for remark in of_run.remarks)
-        if players or remarks:
-            parts.append(
-                f'<h3>{_name(number, run)}</h3>\n<div class="players">\n{players}</div>\n{remarks}'
-            )
-    if not parts:
-        return ""
-    about = (
-        "Waveforms, all with one scale, above their mel spectrograms, from &minus;80&nbsp;dB "
-        "(black) to 0&nbsp;dB (bright)."
-    )
-    return f"<h2>Sounds</h2>\n<p>{about}</p>\n{''.join(parts)}"
-
-
-def _player(player: Player) -> str:
-    clip = player.clip
-    length = f"{clip.seconds:.2f} s"
-    if not math.isclose(clip.seconds, clip.whole_seconds):
-        length = f"the first {length} of {clip.whole_seconds:.2f} s"
-    words = text(f"{clip.source}, {length}")
-    return (
-        f'<figure><audio controls preload="metadata" src="{data_uri(player.wav, "audio/wav")}" '
-        f'aria-label="{words}"></audio><img alt="Waveform and mel spectrogram of {words}" '
-        f'src="{data_uri(player.png)}"><figcaption>{words}</figcaption></figure>\n'
-    )
 
 
 def _configs(runs: Sequence[Run]) -> str:
@@ -331,39 +260,3 @@ def _field(value: object) -> str:
     if value is None:
         return "unknown"
     return value if isinstance(value, str) and value else repr(value)
-
-
-_STYLE = """
-h3 { margin: 1.2rem 0 .4rem; font-size: 1rem; overflow-wrap: anywhere; }
-.runs thead th { vertical-align: bottom; font-size: .85rem; max-width: 9rem;
-  min-width: 4.5rem; }
-.runs th[scope=row], .runs thead th:first-child { position: sticky; left: 0; z-index: 1;
-  background: var(--paper); min-width: min(13rem, 40vw); max-width: 45vw; overflow-wrap: anywhere; }
-.runs td { line-height: 1.3; }
-.name { display: inline-flex; gap: .5em; overflow-wrap: anywhere; }
-.swatch { flex: none; margin-top: .3em; }
-.mark, .mark a { color: var(--mark); text-decoration: none; font-size: .95em; }
-.notes { margin-top: 0; max-width: 90ch; font-size: .9rem; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; margin: 0; padding: .4rem 0;
-  list-style: none; position: sticky; top: 0; z-index: 2; background: var(--paper);
-  max-height: 30vh; overflow-y: auto; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr));
-  gap: .6rem 2rem; align-items: start; }
-.small.charts { grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
-.charts figure { margin: .4rem 0; max-width: 42rem; }
-.players { display: grid; gap: .6rem 2rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); }
-.players figure { margin: 0; }
-.players audio { display: block; width: 100%; height: 2.4rem; margin-bottom: .4rem; }
-figure img { background: none; width: 100%; }
-@media (max-width: 48rem) { body { padding: .8rem; } }
-"""
-
-# No two sounds at once.
-_SCRIPT = """
-"use strict";
-const players = [...document.querySelectorAll("audio")];
-for (const player of players) {
-  player.addEventListener("play", () => players.forEach(p => p === player || p.pause()));
-}
-"""

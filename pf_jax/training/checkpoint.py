@@ -54,6 +54,8 @@ class CheckpointMeta:
         evaluations: By step, the likelihood on the validation split, in bits per sample, that this
             and earlier checkpoints of the run were measured to have.
         checksums: Of the arrays, by item; empty for none.
+        seconds: The time that training took, without compilation, evaluations and the like; 0 in
+            checkpoints of versions that did not take it.
         path: Where it was loaded from; empty before it is saved.
     """
 
@@ -62,6 +64,7 @@ class CheckpointMeta:
     data_fingerprint: str
     evaluations: Mapping[int, float] = dataclasses.field(default_factory=dict)
     checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
     path: str = ""
 
     @property
@@ -96,6 +99,7 @@ class CheckpointMeta:
             "validation_bits_per_sample": self.validation_bits_per_sample,
             "evaluations": {str(step): bits for step, bits in self.evaluations.items()},
             "checksums": dict(self.checksums),
+            "seconds": self.seconds,
         }
 
     @classmethod
@@ -132,6 +136,7 @@ class CheckpointMeta:
             data_fingerprint=fields["data_fingerprint"],
             evaluations={int(step): bits for step, bits in evaluations.items()},
             checksums=fields.get("checksums", {}),
+            seconds=fields.get("seconds", 0.0),
             path=path,
         )
 

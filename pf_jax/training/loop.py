@@ -103,8 +103,8 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
                 bits = _evaluate(eval_fn, state.ema_params, validate(), stop_request)
                 if bits is not None:
                     checkpoints.note_evaluation(step, bits)
-                    log.evaluation(step, {"bits_per_sample": bits})
-                    watch.restart(step)
+                    cost = {"seconds": checkpoints.seconds}
+                    log.evaluation(step, {"bits_per_sample": bits} | cost)
                 return bits is not None
 
             # An evaluation in which the run was stopped is made up for.
@@ -133,6 +133,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
                     if is_evaluated and not stop:
                         stop = not evaluate(step)
                     checkpoints.save(first_replica(state), batches)
+                    watch.restart(step)
                 if is_time_to_draw and not stop and jax.process_index() == 0:
                     log.samples(
                         step,

@@ -39,6 +39,8 @@ class Checkpoints:
         directory: Where they are.
         evaluations: By step, the validation likelihoods of the run so far, in bits per sample; goes
             into each checkpoint.
+        seconds: The time that training has taken, without compilation, evaluations and the like;
+            goes into each checkpoint, too.
     """
 
     def __init__(self, workdir: epath.Path, config: TrainConfig, data_fingerprint: str):
@@ -51,6 +53,7 @@ class Checkpoints:
         self._data_fingerprint = data_fingerprint
         self.directory = absolute(workdir) / "checkpoints"
         self.evaluations: dict[int, float] = {}
+        self.seconds = 0.0
         keep = [preservation_policy.LatestN(config.keep_latest), _KeepBest(config.keep_best)]
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics[_BITS],  # Has Orbax keep metrics, no more than that.
@@ -94,6 +97,7 @@ class Checkpoints:
             config=self._config,
             data_fingerprint=self._data_fingerprint,
             evaluations=self.evaluations,
+            seconds=self.seconds,
             checksums={name: checksum(tree) for name, tree in items.items()},
         )
         bits = meta.validation_bits_per_sample
@@ -168,6 +172,7 @@ class Checkpoints:
         for name in items:
             check_arrays(meta, name, restored[name])
         self.evaluations = dict(meta.evaluations)
+        self.seconds = meta.seconds
         return TrainState(ema_params=restored.params, **restored.train_state)
 
     def _move_aside(self, step: int) -> epath.Path:

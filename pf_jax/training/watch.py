@@ -12,6 +12,7 @@ from pf_jax.training import summary
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.hosts import first_replica
 from pf_jax.training.logging import RunLog
+from pf_jax.training.memory import peak_memory
 from pf_jax.training.saving import Checkpoints
 from pf_jax.training.step import Batch
 
@@ -32,6 +33,8 @@ class Watch:
         self._log = log
         self._last = None
         self._clock = None
+        self._ended = None  # When the last step that was looked at did.
+        self._is_first = True
 
     def next(self, step: int, batch: Batch, metrics: dict[str, jax.Array]) -> None:
         """Takes note of a step that devices have begun."""
@@ -50,6 +53,7 @@ class Watch:
             return False
         (step, batch, metrics), self._last = self._last, None
         values = {name: value.item() for name, value in first_replica(metrics).items()}
+        self._take_time()
         stop = bool(values.pop("stop"))
         in_a_row = values.pop("skipped_in_a_row")
         if in_a_row:
@@ -57,12 +61,13 @@ class Watch:
         self._log.advance(step)
         if step == self._config.num_steps or step % self._config.log_every == 0:
             bits = {"bits_per_sample": values["loss"] * _NATS_TO_BITS}
-            self._log.train(step, values | bits | self._speed(step))
+            self._log.train(step, values | bits | self._cost() | self._speed(step))
         return stop
 
     def restart(self, step: int) -> None:
-        """Measures speed anew, after something else than training took time."""
-        self._clock = (step, time.monotonic())
+        """Measures time and speed anew, after something else than training took time."""
+        self._ended = time.monotonic()
+        self._clock = (step, self._ended)
 
     def out_of_patience(self) -> bool:
         """Whether the last evaluations were all worse than one before."""
@@ -70,10 +75,27 @@ class Watch:
         since_best = len(bits) - 1 - int(np.argmin(bits)) if bits else 0
         return 0 < self._config.patience <= since_best
 
+    def _take_time(self) -> None:
+        """Adds what a step took to the time of the run.
+
+        The first step of a process has compilation in it, and counts as much as the second.
+        """
+        now = time.monotonic()
+        if self._ended is not None:
+            self._checkpoints.seconds += (now - self._ended) * (2 if self._is_first else 1)
+            self._is_first = False
+        self._ended = now
+
+    def _cost(self) -> dict[str, float]:
+        """What the run has taken so far."""
+        memory = peak_memory()
+        known = {} if memory is None else {"peak_memory": memory}
+        return {"seconds": self._checkpoints.seconds} | known
+
     def _speed(self, step: int) -> dict[str, float]:
         """Samples per second since the last time; none the first time, which has compilation."""
         last = self._clock
-        self.restart(step)
+        self._clock = (step, time.monotonic())
         if last is None or last[0] == step:
             return {}
         samples = (step - last[0]) * self._config.batch_size * self._config.data.window

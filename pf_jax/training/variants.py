@@ -1,0 +1,251 @@
+"""Variants of a config's model, each with a name, at equal numbers of parameters.
+
+A variant is written `name`, or `name:field=value;field=value` with fields of the model, or of the
+optimizer as in `gru:optimizer.learning_rate=1e-3`. Its widths are then scaled so that it has as
+many parameters as the others.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pf_jax import fields
+from pf_jax.config import PoolformerConfig
+from pf_jax.errors import UserError
+from pf_jax.layers import MIXERS
+from pf_jax.training.config import OptimizerConfig, TrainConfig
+from pf_jax.training.summary import level_costs
+
+_CLOSE = 0.01  # Parameters that are as near as this share leave the widths as they are.
+
+_Change = Callable[[PoolformerConfig], PoolformerConfig]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A model of a comparison.
+
+    Attributes:
+        name: As the user wrote it.
+        config: What it is trained with.
+        parameters: How many it has.
+        deviation: By what share these are more than they were to be.
+    """
+
+    name: str
+    config: TrainConfig
+    parameters: int
+    deviation: float
+
+    @property
+    def directory(self) -> str:
+        """A name for its directory."""
+        return re.sub(r"[^\w.=,+-]+", "_", self.name).strip("_")
+
+
+def make_variants(text: str, config: TrainConfig, parameters: int | None = None) -> list[Variant]:
+    """The variants of a list such as `poolformer,no_gate,poolformer:pool_factors=(4,4)`.
+
+    Args:
+        text: The list.
+        config: What it varies.
+        parameters: How many each is to have; None for as many as the config's own model.
+
+    Raises:
+        UserError: No variant is named, one is unknown, named twice or impossible, or the number of
+            parameters is.
+    """
+    names = _split(text)
+    if not names:
+        raise UserError(f"No model is named: give some of {', '.join(VARIANTS)}.")
+    if parameters is None:
+        parameters = count_parameters(config.model)
+    elif parameters < 1:
+        raise UserError(f"The number of parameters must be at least 1, got {parameters}.")
+    variants: dict[str, Variant] = {}
+    for name in names:
+        changed = change(config, name)
+        model = match_parameters(changed.model, parameters)
+        count = count_parameters(model)
+        variant = Variant(
+            name, dataclasses.replace(changed, model=model), count, count / parameters - 1.0
+        )
+        if (other := variants.setdefault(variant.directory, variant)) is not variant:
+            raise UserError(f"Two models are the same: {other.name} and {name}; name each once.")
+    return list(variants.values())
+
+
+def change(config: TrainConfig, name: str) -> TrainConfig:
+    """The config of a variant, before its widths are scaled.
+
+    Raises:
+        UserError: The variant or one of its fields is unknown, or has an impossible value.
+    """
+    base, _, assignments = name.partition(":")
+    if base not in VARIANTS:
+        raise UserError(f"Unknown model {base!r}{fields.did_you_mean(base, VARIANTS)}")
+    values: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
+    for assignment in filter(None, assignments.split(";")):
+        section, field, value = _parse(assignment, name)
+        values[section][field] = value
+    try:
+        model = dataclasses.replace(VARIANTS[base](config.model), **values["model"])
+        optimizer = dataclasses.replace(config.optimizer, **values["optimizer"])
+        changed = dataclasses.replace(config, model=model, optimizer=optimizer)
+    except UserError as error:
+        raise UserError(f"The model {name}: {error}") from error
+    if model.mixer not in MIXERS:
+        raise UserError(
+            f"The model {name} needs the mixer {model.mixer!r}"
+            f"{fields.did_you_mean(model.mixer, MIXERS)}"
+        )
+    return changed
+
+
+def count_parameters(model: PoolformerConfig) -> int:
+    """The number of a model's parameters, from shapes alone."""
+    return sum(cost.parameters for cost in level_costs(model))
+
+
+def match_parameters(model: PoolformerConfig, parameters: int) -> PoolformerConfig:
+    """The model with its widths scaled so that its parameters are as near a number as they can be.
+
+    Widths stay multiples of the number of heads, and those of the levels in proportion, up to one
+    such multiple. They stay as they are where the number is within a percent: what an ablation
+    changes is then the only change.
+    """
+    if abs(count_parameters(model) - parameters) <= _CLOSE * parameters:
+        return model
+    heads = model.num_heads
+
+    def scaled(factor: float) -> PoolformerConfig:
+        widths = tuple(heads * max(1, round(factor * width / heads)) for width in model.widths)
+        return dataclasses.replace(model, widths=widths)
+
+    low, high = 0.0, 1.0
+    while count_parameters(scaled(high)) < parameters:
+        low, high = high, 2.0 * high
+    while _furthest(scaled(low), scaled(high)) > heads:
+        middle = (low + high) / 2.0
+        if count_parameters(scaled(middle)) < parameters:
+            low = middle
+        else:
+            high = middle
+
+    def distance(candidate: PoolformerConfig) -> int:
+        return abs(count_parameters(candidate) - parameters)
+
+    best = min(scaled(low), scaled(high), key=distance)
+    # One more multiple, or one less, in some of the levels; the widest first.
+    for level in sorted(range(model.num_levels), key=lambda n: -best.widths[n]):
+        widths = list(best.widths)
+        widths[level] += heads if count_parameters(best) < parameters else -heads
+        if widths[level] > 0:
+            best = min(best, dataclasses.replace(best, widths=tuple(widths)), key=distance)
+    return best
+
+
+def without_pooling(model: PoolformerConfig) -> PoolformerConfig:
+    """A model of one level, of as many ResBlocks and about as many parameters."""
+    widths, depths = (max(model.widths),), (model.num_blocks,)
+    one_level = dataclasses.replace(model, widths=widths, depths=depths, pool_factors=())
+    return match_parameters(one_level, count_parameters(model))
+
+
+def _fewer_levels(model: PoolformerConfig) -> PoolformerConfig:
+    """Without the innermost level, whose ResBlocks the one above gets."""
+    if model.num_levels == 1:
+        raise UserError("it has one level, and cannot have fewer.")
+    *depths, above, innermost = (sum(model.depth(level)) for level in range(model.num_levels))
+    return dataclasses.replace(
+        model,
+        widths=model.widths[:-1],
+        depths=(*model.depths[: len(depths)], above + innermost),
+        pool_factors=model.pool_factors[:-1],
+    )
+
+
+def _all_after(model: PoolformerConfig) -> PoolformerConfig:
+    """All ResBlocks of a level behind the nested one, as in SaShiMi."""
+    totals = [sum(model.depth(level)) for level in range(model.num_levels)]
+    depths = (*((0, total) for total in totals[:-1]), totals[-1])
+    return dataclasses.replace(model, depths=depths)
+
+
+def _with(**values: Any) -> _Change:
+    """Sets fields, of those that a model has."""
+    known = {field.name for field in dataclasses.fields(PoolformerConfig)}
+    values = {name: value for name, value in values.items() if name in known}
+    return lambda model: dataclasses.replace(model, **values)
+
+
+def _after_with(**values: Any) -> _Change:
+    return lambda model: _all_after(_with(**values)(model))
+
+
+VARIANTS: Mapping[str, _Change] = {
+    "poolformer": _with(),
+    "sashimi": _after_with(mixer="s4d", norm="layer", mlp="plain"),
+    "mamba": _after_with(mixer="mamba", mlp="none", state_size=16),
+    "attention": _with(mixer="attention"),
+    "gru": _with(mixer="gru"),
+    "rglru_complex": _with(mixer="rglru_complex"),
+    "no_pooling": without_pooling,
+    "fewer_levels": _fewer_levels,
+    "blocks_after": _all_after,
+    "no_gate": _with(mixer_gate=False),
+    "no_convolution": _with(conv_width=1),
+    "no_mlp": _with(mlp="none"),
+    "plain_mlp": _with(mlp="plain"),
+    "layer_norm": _with(norm="layer"),
+    "learned_embedding": _with(embedding="learned"),
+}
+"""What each named variant changes in a config's model.
+
+* `poolformer`: nothing.
+* `sashimi`: SaShiMi's backbone (arXiv 2202.09729, figure 2) of S4D layers: LayerNorm, plain MLPs,
+  and all blocks of a level after the nested ones.
+* `mamba`: the same backbone of Mamba blocks (arXiv 2312.00752, section 4.4), without MLPs.
+* `attention`, `gru`, `rglru_complex`: another mixer in Poolformer's own backbone.
+* the others: ablations, which their names tell.
+"""
+
+
+def _split(text: str) -> list[str]:
+    """The parts between those commas that are outside of brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in ("".join(part.split()) for part in parts) if part]
+
+
+def _parse(assignment: str, name: str) -> tuple[str, str, Any]:
+    """The section of a config, the field in it and its value that an assignment is of."""
+    path, equals, text = assignment.partition("=")
+    section, dot, field = path.rpartition(".")
+    kinds = {"model": PoolformerConfig, "optimizer": OptimizerConfig}
+    known = {
+        f"{s}.{f}": hint for s, kind in kinds.items() for f, hint in fields.leaves(kind).items()
+    }
+    full = path if dot else f"model.{path}"
+    if not equals:
+        raise UserError(f"The model {name}: {assignment!r} is not like field=value.")
+    if full not in known:
+        near = fields.did_you_mean(path, [f.removeprefix("model.") for f in known])
+        near = near if near != "." else "; fields are those of --config.model and .optimizer."
+        raise UserError(f"The model {name} has no field {path!r}{near}")
+    try:
+        return section or "model", field, fields.parse(text, known[full])
+    except ValueError:
+        what = fields.describe(known[full])
+        raise UserError(f"The model {name}: {path} must be {what}, got {text!r}.") from None
+
+
+def _furthest(a: PoolformerConfig, b: PoolformerConfig) -> int:
+    """The largest difference between the widths of a level."""
+    return max(abs(x - y) for x, y in zip(a.widths, b.widths, strict=True))
