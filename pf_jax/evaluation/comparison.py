@@ -90,7 +90,7 @@ class Run:
     validation: Curve
     samples_per_second: float | None
     evaluations: Mapping[str, Evaluation]
-    seconds: Curve = Curve.of({})
+    seconds: Curve = dataclasses.field(default_factory=lambda: Curve.of({}))
     peak_memory: float | None = None
 
     @property

@@ -19,7 +19,6 @@ from pf_jax.evaluation.comparison_sounds import Sounds
 from pf_jax.evaluation.results import LIKELIHOODS, METRICS, Likelihood
 from pf_jax.pages import figure, page, table, text, write_page
 
-
 _ABOUT = (
     "Bits per sample (the loss in nats over ln&nbsp;2): fewer are better. Best validation: the "
     "lowest of all evaluations during training. Carried: with the state carried on from window to "
