@@ -1,4 +1,4 @@
-"""Trains variants of a config's model within one budget, with equal parameters, and compares them.
+r"""Trains variants of a config's model within one budget, with equal parameters, and compares them.
 
 Each model is trained with several seeds, one run at a time, each in a process of its own; what
 fails is named on the page, and the others go on. The same command again goes on where it stopped;
@@ -9,10 +9,10 @@ model), sashimi, mamba, attention, gru, rglru_complex, and ablations: no_pooling
 blocks_after, no_gate, no_convolution, no_mlp, plain_mlp, layer_norm, learned_embedding.
 
 Examples:
-  python -m experiments.compare --config=demo --models=poolformer,no_pooling --budget=60s \\
+  python -m experiments.compare --config=demo --models=poolformer,no_pooling --budget=60s \
     --workdir=~/runs/pooling
-  python -m experiments.compare --config=sc09 --budget=2h,20000steps --seeds=0,1,2 \\
-    --models="poolformer,poolformer:pool_factors=(4,4),no_gate:mlp=none;conv_width=8" \\
+  python -m experiments.compare --config=sc09 --budget=2h,20000steps --seeds=0,1,2 \
+    --models="poolformer,poolformer:pool_factors=(4,4),no_gate:mlp=none;conv_width=8" \
     --workdir=~/runs/ablations
 """
 

@@ -30,6 +30,7 @@ _DASHES = ((), (4, 1.5), (1, 1))
 
 MOST_POINTS = 150  # Of a curve; of more, means are drawn.
 _MOST_FAINT = 3  # Curves whose points are drawn behind their means; more would be a thicket.
+_LARGE = 1e4  # From here on numbers on an axis are like 50k.
 _SHOWN = 0.9  # The part of a curve's points, its lowest ones, that the scale is made for.
 
 
@@ -147,6 +148,8 @@ def dots_png(dots: Sequence[Dot]) -> bytes:
     Args:
         dots: At least one.
     """
+    from matplotlib.ticker import EngFormatter
+
     figure, axes = _figure(0.4 + 0.3 * len(dots))
     for row, dot in enumerate(dots):
         color = dot.style.color
@@ -159,6 +162,8 @@ def dots_png(dots: Sequence[Dot]) -> bytes:
     axes.set_ylim(len(dots) - 0.5, -0.5)
     axes.set_yticks([])
     axes.margins(x=0.08)
+    if max(abs(dot.value) for dot in dots) >= _LARGE:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.locator_params(axis="x", nbins=6)
     return figure_png(figure, dpi=220)
 

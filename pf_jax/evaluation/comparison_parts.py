@@ -12,7 +12,7 @@ from pf_jax.pages import data_uri, text
 UNKNOWN = "&ndash;"
 """What stands where there is no number."""
 
-_BREAKS = re.compile("[/_-]")  # Where a name may go on in the next line.
+_BREAKS = re.compile("[/_:=-]")  # Where a name may go on in the next line.
 
 
 def named(number: int, name: str) -> str:
