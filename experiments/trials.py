@@ -125,18 +125,14 @@ class Trials:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if file.exists():
-                _check_same(json.loads(file.read_text()), plan, self.directory)
-                return
-            if any(self.directory.iterdir()):
+                _check_same(_read_plan(file), plan, self.directory)
+            elif any(self.directory.iterdir()):
                 raise UserError(
                     f"{self.directory} is not empty, and holds no comparison: give another "
                     "--workdir."
                 )
-            file.write_text(json.dumps(plan, indent=2))
-        except ValueError as error:
-            raise UserError(
-                f"{file} is damaged: it is no JSON object. Give another --workdir."
-            ) from error
+            else:
+                file.write_text(json.dumps(plan, indent=2))
         except OSError as error:
             place = error.filename or self.directory
             raise UserError(f"Cannot write {place}: {error.strerror or error}.") from error
@@ -260,10 +256,17 @@ def _write_config(file: pathlib.Path, config: TrainConfig, what: str) -> None:
     file.write_text(_CONFIG_FILE.format(what=what.replace("\\", ""), fields=text))
 
 
+def _read_plan(file: pathlib.Path) -> dict[str, Any]:
+    """The plan in a file; fields of configs that have come since have their defaults."""
+    try:
+        plan = json.loads(file.read_text())
+        return plan | {"config": TrainConfig.from_dict(plan["config"]).to_dict()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}): give another --workdir.") from error
+
+
 def _check_same(old: dict[str, Any], new: dict[str, Any], directory: pathlib.Path) -> None:
     """Raises UserError if a comparison would go on as another one."""
-    # A field that has come since has its default.
-    old = old | {"config": TrainConfig.from_dict(old.get("config")).to_dict()}
     changed = fields.differences(old, new)
     if changed:
         raise UserError(

@@ -80,7 +80,7 @@ class Result:
         numbers = {
             "final_bits_per_sample": lambda run: run.validation.values[-1],
             "training_seconds": training_seconds,
-            "training_samples_per_second": lambda run: run.samples_per_second,
+            "training_samples_per_second": training_speed,
             "peak_memory": lambda run: run.peak_memory,
         }
         if budget.seconds is not None:
@@ -148,6 +148,12 @@ def in_words(result: Result, budget: Budget) -> str:
 def training_seconds(run: Run) -> float | None:
     """The time that the whole run took."""
     return float(run.seconds.values[-1]) if len(run.seconds) else None
+
+
+def training_speed(run: Run) -> float | None:
+    """The samples (padding included) per second of the whole run."""
+    seconds, per_step = training_seconds(run), run.samples_per_step
+    return int(run.seconds.steps[-1]) * per_step / seconds if seconds and per_step else None
 
 
 def seconds_at(run: Run, steps: Num[np.ndarray, "points"]) -> Float64[np.ndarray, "points"]:

@@ -25,6 +25,7 @@ from pf_jax.evaluation.comparison_variants import (
     seconds_at,
     step_at,
     training_seconds,
+    training_speed,
 )
 from pf_jax.pages import figure, page, text, write_page
 from pf_jax.training.budget import Budget
@@ -171,9 +172,7 @@ def _table(results: Sequence[Result], budget: Budget, config: TrainConfig) -> st
             f"{r.variant.parameters:,}<br>{100 * r.variant.deviation:+.1f} %" for r in results
         ],
         "Model": [shape(r.variant.config.model) for r in results],
-        "Training samples per second": [
-            _spread(r.spread(lambda run: run.samples_per_second), ",.0f") for r in results
-        ],
+        "Training samples per second": [_spread(r.spread(training_speed), ",.0f") for r in results],
         "Sampling, samples per second of one stream": _measurements(
             results, "sampling_samples_per_second", lambda x: f"{x:,.0f}"
         ),
@@ -247,7 +246,7 @@ def _numbers(results: Sequence[Result], budget: Budget) -> str:
     if budget.steps is not None:
         caption = f"Bits per sample after {budget.steps:,} steps: fewer are better."
         wanted.append((caption, lambda run: bits_at_step(run, budget.steps)))
-    wanted.append(("Training samples per second.", lambda run: run.samples_per_second))
+    wanted.append(("Training samples per second.", training_speed))
     for caption, get in wanted:
         charts.append(_dots([result.spread(get) for result in results], caption))
     speeds = [result.measurement.get("sampling_samples_per_second") for result in results]

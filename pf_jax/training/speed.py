@@ -12,6 +12,7 @@ from pf_jax.training import planning
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.hosts import replicate
 from pf_jax.training.parallel import local_shares, parallel_train_step
+from pf_jax.training.program import analyze
 from pf_jax.training.state import init_train_state, make_optimizer
 
 _FIRST_STEPS = 3  # They compile and fill queues, and do not count.
@@ -53,7 +54,10 @@ def measure_training(config: TrainConfig, *, seconds: float) -> TrainingSpeed:
     optimizer, schedule = make_optimizer(config)
     graphdef, state = init_train_state(config, optimizer)
     state, stop = replicate(state), np.zeros(jax.local_device_count(), bool)
-    step = parallel_train_step(config, graphdef, optimizer, schedule)
+    compiled = planning.train_step_task(config, jax.devices()).lowered.compile()
+    # What is compiled for split sequences takes arrays of all processes, and is called otherwise.
+    is_split = config.sequence_devices > 1
+    step = parallel_train_step(config, graphdef, optimizer, schedule) if is_split else compiled
     previous = start = None
     for number in itertools.count():
         state, metrics = step(state, next(batches), stop)
@@ -66,5 +70,4 @@ def measure_training(config: TrainConfig, *, seconds: float) -> TrainingSpeed:
         if steps >= _LEAST_STEPS and time.monotonic() - start >= seconds:
             break
     speed = steps / (time.monotonic() - start)
-    compiled = planning.attempt(planning.train_step_task(config, jax.devices()))
-    return TrainingSpeed(speed, compiled.memory)
+    return TrainingSpeed(speed, analyze(compiled).memory)

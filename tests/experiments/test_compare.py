@@ -15,11 +15,13 @@ import pytest
 import soundfile
 
 from experiments import trials
+from experiments.config_files import load_config
 from experiments.trials import Ended, Trials
 from pf_jax.config import PoolformerConfig
 from pf_jax.data import DataConfig
 from pf_jax.errors import UserError
-from pf_jax.training import OptimizerConfig, TrainConfig
+from pf_jax.evaluation.comparison_variants_page import write_variants
+from pf_jax.training import OptimizerConfig, TrainConfig, train
 from pf_jax.training.budget import Budget
 from pf_jax.training.variants import make_variants
 from tests.evaluation.runs import Page, write_checkpoint, write_log
@@ -63,7 +65,7 @@ def config_file(tmp_path_factory):
             name="folder",
             path=str(root / "sounds"),
             sample_rate=RATE,
-            window=256,
+            window=64,
             data_dir=str(root / "data"),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
@@ -79,59 +81,123 @@ def config_file(tmp_path_factory):
 
 
 def lines_of(run):
-    lines = (run / "metrics.jsonl").read_text().splitlines() if run.exists() else []
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_comparison_is_interrupted_and_goes_on(config_file, tmp_path):
+def check_model(model, directory, seeds):
+    """The numbers of a model are those of its runs' logs."""
+    values = []
+    for seed in seeds:
+        log = lines_of(directory / f"seed{seed}")
+        steps = [line["step"] for line in log if line["split"] == "validation"]
+        assert steps[-1] == model["num_steps"]
+        assert len(steps) == len(set(steps)) >= 3
+        assert all("seconds" in line for line in log)
+        values.append(log[-1]["bits_per_sample"])
+    assert model["final_bits_per_sample"]["values"] == values
+    assert model["peak_memory"]["mean"] > 2**26
+    assert abs(model["parameter_deviation"]) < 0.03
+
+
+def test_the_command(config_file, tmp_path):
+    """As users run it; one of two models cannot be trained."""
     workdir = tmp_path / "comparison"
     command = [sys.executable, "-m", "experiments.compare", f"--config={config_file}"]
-    command += [f"--models=poolformer,no_mlp,{BROKEN}", "--budget=0.2s,150steps", "--seeds=0,1"]
-    command += ["--seconds=0.1", f"--workdir={workdir}"]
-    options = {"text": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-    metrics = workdir / "poolformer" / "seed0" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 2):
+    command += [f"--models=poolformer,{BROKEN}", "--budget=0.1s,6steps", "--seeds=0"]
+    command += ["--seconds=0.1", "--evaluations=3", f"--workdir={workdir}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    page = Page(workdir / "comparison.html")
+    assert page.column("Runs") == {"poolformer": "1", BROKEN: "0"}
+    assert re.search(f"{BROKEN}: It could not be measured: .*nothing", page.text)
+    assert len(page.all("audio")) == 1
+    model, broken = json.loads((workdir / "comparison.json").read_text())["models"]
+    check_model(model, workdir / "poolformer", [0])
+    assert model["measurement"]["sampling_samples_per_second"] > 0
+    assert (broken["name"], broken["runs"]) == (BROKEN, [])
+    for when in ("0.1 s", "6 steps"):
+        assert re.search(rf"poolformer: .*bits per sample after {when}", done.stdout)
+
+
+def test_models_and_seeds(config_file, tmp_path):
+    """Two of both, trained in this process; the third run is interrupted in its middle."""
+    interrupted = []
+
+    def in_process(arguments, log):
+        module, *given = arguments
+        given = dict(argument.removeprefix("--").split("=", 1) for argument in given)
+        if module == "experiments.measure":
+            return Ended("", json.dumps({"steps_per_second": 20.0, "device": "1 x cpu"}))
+        config = load_config(given["config"])
+        if config.seed == 1 and not interrupted:
+            interrupted.append(given["workdir"])
+            train(dataclasses.replace(config, num_steps=5), given["workdir"])
+            raise KeyboardInterrupt
+        train(config, given["workdir"])
+        return Ended("", "")
+
+    base, budget = load_config(str(config_file)), Budget(seconds=0.25, steps=8)
+    comparison = Trials(tmp_path, budget, (0, 1), 4, 1.0, lambda message: None, in_process)
+    comparison.claim({"config": base.to_dict()})
+    variants = make_variants("poolformer,no_mlp", base)
+    seen = []
+
+    def go_on():
+        for results in comparison.run(variants):
+            seen.append([len(result.runs) for result in results])
+        return results
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    assert seen == [[0, 0], [1, 0], [1, 1]]
+    assert interrupted == [str(tmp_path / "poolformer" / "seed1")]
+    results = go_on()
+    assert seen[3:] == [[0, 0], [1, 0], [1, 1], [2, 1], [2, 2]]
+    for result in results:
+        model = result.to_dict(budget)
+        assert model["num_steps"] == 8
+        check_model(json.loads(json.dumps(model)), tmp_path / result.name, (0, 1))
+        final = model["final_bits_per_sample"]["values"]
+        assert model["bits_per_sample_at_equal_samples"]["values"] == final
+        assert len(set(final)) == 2  # Seeds differ.
+    steps = [line["step"] for line in lines_of(tmp_path / "poolformer" / "seed1")]
+    assert steps == sorted(steps)
+    page = Page(write_variants(tmp_path / "page.html", results, budget, base))
+    assert page.column("Runs") == {"poolformer": "2", "no_mlp": "2"}
+    assert len(page.all("img")) == 3 + 4  # Results, and curves.
+
+
+def test_what_ends_a_comparison_has_its_process_save_first(tmp_path):
+    (tmp_path / "a_module.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(0.3)\n"
+        "    pathlib.Path('saved').touch()\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "pathlib.Path('ready').touch()\n"
+        "time.sleep(60)\n"
+    )
+    code = (
+        "import pathlib; from experiments import cli, trials\n"
+        "cli.run(lambda argv: trials.launch(['a_module'], pathlib.Path('log')))"
+    )
+    paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+    )
+    while not (tmp_path / "ready").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Interrupted." in err
-    assert "seed 1" not in err
-    page = Page(workdir / "comparison.html")  # There is one at any time.
-    assert page.column("Runs") == {"poolformer": "0", "no_mlp": "0", BROKEN: "0"}
-
-    done = subprocess.run(command, capture_output=True, **options)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "poolformer: measuring" not in done.stderr
-    said = (workdir / "poolformer" / "seed0" / "output.log").read_text()
-    (stopped,) = re.findall(r"Stopped after step (\d+)", said)
-    assert f"Goes on from the checkpoint of step {stopped}." in said
-
-    page = Page(workdir / "comparison.html")
-    assert page.column("Runs") == {"poolformer": "2", "no_mlp": "2", BROKEN: "0"}
-    assert re.search(f"{BROKEN}: It could not be measured: .*nothing", page.text)
-    assert len(page.all("audio")) == 2
-    numbers = json.loads((workdir / "comparison.json").read_text())
-    models = {model["name"]: model for model in numbers["models"]}
-    for name in ("poolformer", "no_mlp"):
-        assert abs(models[name]["parameter_deviation"]) < 0.03
-        assert models[name]["measurement"]["sampling_samples_per_second"] > 0
-        assert models[name]["peak_memory"]["mean"] > 2**26
-        values = []
-        for seed in (0, 1):
-            log = lines_of(workdir / name / f"seed{seed}")
-            steps = [line["step"] for line in log if line["split"] == "validation"]
-            assert steps[-1] == models[name]["num_steps"] >= 150
-            assert len(steps) == len(set(steps)) >= 5
-            assert all("seconds" in line for line in log)
-            values.append(log[-1]["bits_per_sample"])
-        assert models[name]["final_bits_per_sample"]["values"] == values
-        assert len(models[name]["bits_per_sample_at_equal_time"]["values"]) == 2
-        assert f"{name}: " in done.stdout
-    assert max(models["poolformer"]["final_bits_per_sample"]["values"]) < 7.0
+    assert (process.returncode, err) == (130, b"Interrupted.\n")
+    assert (tmp_path / "saved").exists()
 
 
 @dataclasses.dataclass
@@ -150,9 +216,7 @@ class Actor:
             return Ended(f"{self.calls[-1]} is broken.", "")
         if module == "experiments.measure":
             return Ended("", 'a warning\n{"steps_per_second": 5.0, "device": "d"}\n')
-        namespace = {}
-        exec(pathlib.Path(given["config"]).read_text(), namespace)
-        config, run = namespace["get_config"](), self.root / where
+        config, run = load_config(given["config"]), self.root / where
         last = config.num_steps
         write_log(run, (last, "validation", {"bits_per_sample": 2.0 + config.seed, "seconds": 9.0}))
         write_checkpoint(run, last, {}, config)
@@ -162,9 +226,7 @@ class Actor:
 @pytest.fixture
 def acted(config_file, tmp_path):
     """A comparison of two models, its variants, and who acts its processes."""
-    namespace = {}
-    exec(config_file.read_text(), namespace)
-    variants = make_variants("poolformer,no_mlp", namespace["get_config"]())
+    variants = make_variants("poolformer,no_mlp", load_config(str(config_file)))
     actor = Actor()
     actor.root = tmp_path / "comparison"
     said = []
