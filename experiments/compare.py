@@ -94,9 +94,15 @@ def main(argv: Sequence[str]) -> None:
     )
     page, numbers = trials.directory / "comparison.html", trials.directory / "comparison.json"
     results: list[Result] = []
-    for results in trials.run(variants):
-        write_variants(page, results, budget, config)  # To be looked at meanwhile.
-        write_results(numbers, results, budget, config)
+    try:
+        for results in trials.run(variants):
+            write_variants(page, results, budget, config)  # To be looked at meanwhile.
+            write_results(numbers, results, budget, config)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {error.filename or workdir}: {error.strerror or error}. Mend this and "
+            "run the same command again; it goes on from there."
+        ) from error
     if not any(result.runs for result in results):
         reasons = "; ".join(f"{r.name}: {reason}" for r in results for reason in r.failures)
         raise UserError(f"No run came to its end. {reasons}")
