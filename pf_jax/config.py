@@ -11,7 +11,14 @@ EMBEDDINGS = ("sinusoidal", "learned")
 DTYPES = ("float32", "bfloat16")
 NORMS = ("rms", "layer")
 MLPS = ("gated", "plain", "none")
-_CHOICES = {"embedding": EMBEDDINGS, "dtype": DTYPES, "norm": NORMS, "mlp": MLPS}
+SSM_INITS = ("lin", "inv")
+_CHOICES = {
+    "embedding": EMBEDDINGS,
+    "dtype": DTYPES,
+    "norm": NORMS,
+    "mlp": MLPS,
+    "ssm_init": SSM_INITS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +43,15 @@ class PoolformerConfig:
         mixer_expansion: Inner width of the mixer "mamba" over the level's width.
         state_size: States of each channel of the mixers "mamba", whose paper has 16, and "s4d", in
             conjugate pairs.
+        ssm_init: How the frequencies of "s4d" start: as S4D-Lin ("lin") or S4D-Inv ("inv").
         conv_width: Taps of the causal depthwise convolution in front of the recurrence; 1 is a
             scale of each channel, without a look at the past.
         norm: In front of every branch and of the head: "rms" (RMSNorm) or "layer" (LayerNorm).
         mlp: The second branch of a ResBlock: "gated" (GeGLU), "plain" (one hidden layer), or "none"
             for mixers that do without.
         mlp_expansion: Hidden width of the MLP over the level's width.
+        outer_residual: Whether ResBlocks in a row have one more residual connection, around all of
+            them, as SaShiMi's have: `x = x + ResBlocks(x)`.
         dropout: Probability with which an entry of a residual branch is dropped in training.
         dtype: Type of activations and matrix products; parameters and recurrences are float32.
         remat: Recompute each ResBlock in the backward pass: much less memory, one more forward.
@@ -63,10 +73,12 @@ class PoolformerConfig:
     attention_window: int = 1024
     mixer_expansion: float = 2.0
     state_size: int = 64
+    ssm_init: str = "lin"
     conv_width: int = 4
     norm: str = "rms"
     mlp: str = "gated"
     mlp_expansion: float = 2.0
+    outer_residual: bool = False
     dropout: float = 0.0
     dtype: str = "float32"
     remat: bool = False

@@ -119,6 +119,9 @@ class SkipBlock(nnx.Module):
         x = x + shift(UpPool(SkipBlock(DownPool(x))))        not in the innermost SkipBlock
         x = ResBlocks(x)
 
+    With `config.outer_residual` each line of ResBlocks, if there are any, is `x = x + ResBlocks(x)`
+    (SaShiMi, arXiv 2202.09729).
+
     `shift` delays by one pooled step: a group of positions hears of the groups before it only, and
     the first group hears zeros. So the block is causal, and in the recurrent form the nested block
     works once in `factor` positions.
@@ -132,6 +135,7 @@ class SkipBlock(nnx.Module):
         width = config.widths[level]
         num_before, num_after = config.depth(level)
         self.remat = config.remat
+        self.outer_residual = config.outer_residual
         self.sequence_axis = config.sequence_axis
         self.before = nnx.List([ResBlock(width, config, rngs=rngs) for _ in range(num_before)])
         self.is_innermost = level == config.num_levels - 1
@@ -218,18 +222,21 @@ class SkipBlock(nnx.Module):
     def _blocks(self, blocks: Sequence[ResBlock], x, states, dropout_key):
         call = _remat if self.remat else ResBlock.__call__
         keys = _split(dropout_key, len(blocks))
-        new_states = []
+        new_states, start = [], x
         for block, state, key in zip(blocks, states, keys, strict=True):
             x, state = call(block, x, state, key)
             new_states.append(state)
-        return x, tuple(new_states)
+        return self._around(start, x, blocks), tuple(new_states)
 
     def _step_blocks(self, blocks: Sequence[ResBlock], x, states):
-        new_states = []
+        new_states, start = [], x
         for block, state in zip(blocks, states, strict=True):
             x, state = block.step(x, state)
             new_states.append(state)
-        return x, tuple(new_states)
+        return self._around(start, x, blocks), tuple(new_states)
+
+    def _around(self, start, x, blocks: Sequence[ResBlock]):
+        return start + x if self.outer_residual and len(blocks) else x
 
 
 class Poolformer(nnx.Module):

@@ -12,6 +12,7 @@ from pf_jax.layers.mlp import MLPS, GatedMLP, PlainMLP
 from pf_jax.layers.norm import Norm, make_norm
 from pf_jax.layers.pooling import DownPool, UpPool
 from pf_jax.layers.rglru import RGLRU, RGLRUState
+from pf_jax.layers.s4d import S4D, S4DState
 from pf_jax.layers.temporal_mixing import TemporalMixing, TemporalMixingState
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MIXERS",
     "MLPS",
     "RGLRU",
+    "S4D",
     "Attention",
     "AttentionState",
     "BlockDiagonalLinear",
@@ -36,6 +38,7 @@ __all__ = [
     "Norm",
     "PlainMLP",
     "RGLRUState",
+    "S4DState",
     "TemporalMixing",
     "TemporalMixingState",
     "UpPool",

@@ -10,6 +10,7 @@ from pf_jax.layers.attention import Attention
 from pf_jax.layers.complex_rglru import ComplexTemporalMixing
 from pf_jax.layers.gru import GRUMixing
 from pf_jax.layers.mamba import Mamba
+from pf_jax.layers.s4d import S4D
 from pf_jax.layers.temporal_mixing import TemporalMixing
 
 MixerState = Any
@@ -49,5 +50,6 @@ MIXERS: dict[str, type[Mixer]] = {
     "mamba": Mamba,
     "rglru": TemporalMixing,
     "rglru_complex": ComplexTemporalMixing,
+    "s4d": S4D,
 }
 """The mixers that a config can name; add your own class here."""

@@ -119,8 +119,9 @@ def run(
             group = jnp.moveaxis(group, 0, 1)
             x = shallower.down_pool(group.reshape(group.shape[0], -1))
 
-        x, before = _steps(this.before, x, state.before, projected)
-        y, after = _steps(this.after, x if up is None else x + up, state.after)
+        around = this.outer_residual
+        x, before = _steps(this.before, x, state.before, around, projected)
+        y, after = _steps(this.after, x if up is None else x + up, state.after, around)
         states = (*states[:level], LevelState(before, after, state.up))
 
         if level == 0:
@@ -145,8 +146,8 @@ def run(
     return carry, jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), outputs)
 
 
-def _steps(blocks: tuple[Block, ...], x, states, projected=None):
-    new_states = []
+def _steps(blocks: tuple[Block, ...], x, states, outer_residual: bool, projected=None):
+    new_states, start = [], x
     for block, state in zip(blocks, states, strict=True):
         if projected is not None:
             x, state = block.step(x, state, projected)
@@ -154,4 +155,4 @@ def _steps(blocks: tuple[Block, ...], x, states, projected=None):
         else:
             x, state = block.step(x, state)
         new_states.append(state)
-    return x, tuple(new_states)
+    return start + x if outer_residual and blocks else x, tuple(new_states)

@@ -205,6 +205,7 @@ class LevelWeights:
         down_pool: To the next level; None in the innermost.
         up_pool: From the next level; None in the innermost.
         factor: The pool factor to the next level; 1 in the innermost.
+        outer_residual: Whether there is a residual connection around ResBlocks in a row.
     """
 
     before: tuple[Block, ...]
@@ -212,18 +213,20 @@ class LevelWeights:
     down_pool: Linear | None
     up_pool: Linear | None
     factor: int = dataclasses.field(metadata={"static": True})
+    outer_residual: bool = dataclasses.field(metadata={"static": True})
 
     @classmethod
     def lay_out(cls, body: SkipBlock) -> Self:
         """The weights of a level."""
         if body.is_innermost:
-            return cls(_blocks(body.before), (), None, None, 1)
+            return cls(_blocks(body.before), (), None, None, 1, body.outer_residual)
         return cls(
             before=_blocks(body.before),
             after=_blocks(body.after),
             down_pool=Linear.fuse([body.down_pool.projection]),
             up_pool=Linear.fuse([body.up_pool.projection]),
             factor=body.factor,
+            outer_residual=body.outer_residual,
         )
 
 
