@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from flax import nnx
 from jaxtyping import Array, Bool, Complex64, Float, Int32
 
@@ -57,8 +58,8 @@ class S4D(nnx.Module):
     root: `z^(i R + j) = (z^R)^i z^j`, so that sums over states are products of matrices.
 
     At the start `B = 1`, `C` and `D` are normal, and `dt` is spread over [0.001, 0.1]. With
-    `N = state_size` and `n = 0 ... N/2 - 1`, `A = -1/2 + i pi n` (S4D-Lin, equation 9) or
-    `A = -1/2 + i N/pi (N / (2 n + 1) - 1)` (S4D-Inv, equation 8).
+    `N = state_size` and `n = 0 ... N/2 - 1`, `A = -1/2 + i pi n` (S4D-Lin) or
+    `A = -1/2 + i N/pi (N / (2 n + 1) - 1)` (S4D-Inv; section 4).
 
     Attributes:
         log_dt: `log dt`, one a channel.
@@ -222,7 +223,7 @@ class _Powers(NamedTuple):
 
 
 def initial_frequencies(state_size: int, init: str) -> Float[np.ndarray, "states"]:
-    """`Im A` at the start: of S4D-Lin (equation 9) or S4D-Inv (equation 8), ascending pairs' first.
+    """`Im A` at the start: of S4D-Lin or S4D-Inv (section 4).
 
     Args:
         state_size: `N`, twice the number of those returned.
@@ -262,12 +263,6 @@ def _convolve(
 ) -> Float[Array, "batch width time"]:
     """`y_t = sum_l kernel_l u_{t-l}`, by FFT of twice the length so that nothing goes around."""
     length = u.shape[-1]
-    padded = _fast_length(2 * length)
+    padded = scipy.fft.next_fast_len(2 * length, real=True)
     product = jnp.fft.rfft(u, padded) * jnp.fft.rfft(kernel, padded)
     return jnp.fft.irfft(product, padded)[..., :length]
-
-
-def _fast_length(least: int) -> int:
-    """The least even number from here on with no prime factor above 5, for which FFTs are fast."""
-    odd = [3**i * 5**j for i in range(20) for j in range(14)]
-    return min(n << max(1, (-(-least // n) - 1).bit_length()) for n in odd if n <= 2 * least)
