@@ -140,17 +140,17 @@ class S4D(nnx.Module):
 
     def _discretized(self) -> "_Discretized":
         dt, decay = jnp.exp(self.log_dt[...])[:, None], jnp.exp(self.log_a_real[...])
-        log_radius, angle = -dt * decay, dt * self.a_imag[...]
+        log_radius, turns = -dt * decay, dt * (self.a_imag[...] / (2.0 * np.pi))
         # z - 1 = exp(r) (cos a + i sin a) - 1, with cos a = 1 - 2 sin(a / 2)^2.
-        radius, sine = jnp.exp(log_radius), jnp.sin(angle)
-        half = jnp.sin(0.5 * angle)
+        half = np.pi * (turns - jnp.round(turns))
+        radius, sine = jnp.exp(log_radius), jnp.sin(half)
         z_minus_one = jax.lax.complex(
-            jnp.expm1(log_radius) - 2.0 * radius * half * half, radius * sine
+            jnp.expm1(log_radius) - 2.0 * radius * sine * sine,
+            2.0 * radius * sine * jnp.cos(half),
         )
         a = jax.lax.complex(-decay, self.a_imag[...])
-        return _Discretized(
-            log_radius, angle / (2.0 * np.pi), z_minus_one, z_minus_one / a * _complex(self.b)
-        )
+        b = z_minus_one / a * _complex(self.b)
+        return _Discretized(log_radius, turns, z_minus_one, b)
 
     def _output(self, y):
         return jax.nn.glu(self.output(jax.nn.gelu(y, approximate=False).astype(self.dtype)))

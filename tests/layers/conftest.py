@@ -57,10 +57,9 @@ def assert_forms_agree():
 
         def same(actual, expected):
             assert actual.dtype == expected.dtype
+            exact = np.complex64 if jnp.iscomplexobj(actual) else np.float32
             np.testing.assert_allclose(
-                np.asarray(actual).astype(np.float32),
-                np.asarray(expected).astype(np.float32),
-                atol=atol,
+                np.asarray(actual).astype(exact), np.asarray(expected).astype(exact), atol=atol
             )
 
         jax.tree.map(same, after_steps, after_parallel)
