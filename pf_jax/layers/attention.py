@@ -49,10 +49,10 @@ class Attention(nnx.Module):
     odd last channel is not turned. Angles are integers modulo a turn, and so as exact after hours
     of audio as at the beginning (`pf_jax.layers.phase`).
 
-    The parallel form goes through the sequence in blocks as long as the window, each of which looks
-    at itself and at the one before, and computes them again in the backward pass: memory grows with
-    the length times the width, and with the window, but not with their product. Scores and softmax
-    are float32.
+    The parallel form goes through the sequence in blocks as long as the window (or 256 positions,
+    if that is more), each of which looks at itself and at the window before it, and computes them
+    again in the backward pass: memory grows with the length and with the window, but not with their
+    product. Scores and softmax are float32.
 
     Attributes:
         input: `W_q`, `W_k`, `W_v` side by side, with their biases.
@@ -121,7 +121,7 @@ class Attention(nnx.Module):
     def _in_blocks(self, queries, keys, values, start):
         """What all queries hear of keys and values, of which a window's come before the first."""
         batch, time, heads, head_width = queries.shape
-        length = min(self.window, time)
+        length = min(max(self.window, _ROWS), time)
         number = -(-time // length)
 
         def blocks(x):
