@@ -39,7 +39,7 @@ def make_model(config, seed=0):
     rng = np.random.default_rng(seed)
 
     def noise(name, shape):
-        if "decay" in name:  # Memories from one position to hundreds.
+        if "decay" in name or "log_dt" in name:  # Memories from one position to hundreds.
             return rng.uniform(-7.0, 0.0, shape)
         return (shape[-2] ** -0.5 if len(shape) > 1 else 0.5) * rng.standard_normal(shape)
 
@@ -95,6 +95,7 @@ def configs(draw, levels, max_factor=8):
         # Of two channels, a LayerNorm leaves a sign.
         norm=draw(st.sampled_from(["rms"] if 2 in widths else ["rms", "layer"])),
         mlp=draw(st.sampled_from(["gated", "plain", "none"])),
+        outer_residual=draw(st.booleans()),
         recurrence=draw(st.sampled_from(implementations)),
     )
 
@@ -330,7 +331,9 @@ def test_a_pooled_level_steps_once_in_a_group(summing):
 
 def test_an_unknown_mixer_is_answered_with_the_known():
     config = PoolformerConfig((8,), (1,), mixer="attentoin")
-    with pytest.raises(UserError, match=r"'attentoin'; known: attention, .*rglru"):
+    known = ", ".join(sorted(MIXERS))
+    assert "rglru" in known
+    with pytest.raises(UserError, match=f"'attentoin'; known: {known}"):
         Poolformer(config, rngs=nnx.Rngs(0))
 
 
@@ -492,6 +495,16 @@ def test_a_fresh_model_knows_little_and_is_certain_of_nothing():
     model = Poolformer(config, rngs=nnx.Rngs(0))
     log_p = jax.nn.log_softmax(parallel(model, make_tokens(config, 2, 64)))
     assert -np.mean(log_p) < np.log(16) + 1.0
+
+
+def test_a_residual_connection_around_blocks_in_a_row_adds_what_goes_into_them():
+    """Blocks of zeros pass on what they get: with it they double that, if there are any."""
+    x = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
+    for depths, factor in (((0, 0), 1), ((2, 0), 2), ((0, 1), 2), ((1, 2), 4)):
+        config = dataclasses.replace(SMALL, depths=(depths, 1), outer_residual=True)
+        body = fill(lambda config=config: SkipBlock(0, config, rngs=nnx.Rngs(0)), zeros)
+        y, _ = jax.jit(lambda x, body=body: body(x, body.init_state(2)))(x)
+        np.testing.assert_array_equal(y, factor * x)
 
 
 def test_res_block_is_two_residual_branches():

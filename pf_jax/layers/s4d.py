@@ -85,7 +85,7 @@ class S4D(nnx.Module):
         states = config.state_size // 2
         self.dtype = config.dtype
         self.log_dt = nnx.Param(_initial_log_dt(rngs.params(), width))
-        self.log_a_real = nnx.Param(jnp.full((width, states), math.log(DECAY_RATE)))
+        self.log_a_real = nnx.Param(jnp.full((width, states), math.log(DECAY_RATE), jnp.float32))
         frequencies = initial_frequencies(config.state_size, config.ssm_init)
         self.a_imag = nnx.Param(jnp.broadcast_to(jnp.asarray(frequencies), (width, states)))
         self.b = nnx.Param(jnp.ones((2, width, states)) * jnp.array([1.0, 0.0])[:, None, None])
@@ -258,11 +258,36 @@ def _turns_after(
     return exact + (turns - jax.lax.stop_gradient(turns)) * steps
 
 
+@jax.custom_vjp
 def _convolve(
     u: Float[Array, "batch width time"], kernel: Float[Array, "width time"]
 ) -> Float[Array, "batch width time"]:
     """`y_t = sum_l kernel_l u_{t-l}`, by FFT of twice the length so that nothing goes around."""
-    length = u.shape[-1]
-    padded = scipy.fft.next_fast_len(2 * length, real=True)
-    product = jnp.fft.rfft(u, padded) * jnp.fft.rfft(kernel, padded)
-    return jnp.fft.irfft(product, padded)[..., :length]
+    return _convolve_forward(u, kernel)[0]
+
+
+def _convolve_forward(u, kernel):
+    u_spectrum, kernel_spectrum = _spectrum(u), _spectrum(kernel)
+    y = _from_spectrum(u_spectrum * kernel_spectrum, u.shape[-1])
+    return y, (u_spectrum, kernel_spectrum)
+
+
+def _convolve_backward(spectra, dy):
+    # Correlations are products with a conjugate. By itself JAX takes FFTs of complex numbers here.
+    u_spectrum, kernel_spectrum = spectra
+    dy_spectrum, time = _spectrum(dy), dy.shape[-1]
+    du = _from_spectrum(dy_spectrum * kernel_spectrum.conj(), time)
+    return du, _from_spectrum(jnp.sum(dy_spectrum * u_spectrum.conj(), axis=0), time)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _spectrum(x: Float[Array, "*batch time"]) -> Complex64[Array, "*batch frequencies"]:
+    return jnp.fft.rfft(x, scipy.fft.next_fast_len(2 * x.shape[-1], real=True))
+
+
+def _from_spectrum(
+    x: Complex64[Array, "*batch frequencies"], time: int
+) -> Float[Array, "*batch time"]:
+    return jnp.fft.irfft(x, scipy.fft.next_fast_len(2 * time, real=True))[..., :time]

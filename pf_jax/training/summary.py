@@ -11,6 +11,7 @@ from flax import nnx
 from pf_jax.audio import AudioFormat
 from pf_jax.config import PoolformerConfig
 from pf_jax.data.config import DataConfig
+from pf_jax.layers import s4d
 from pf_jax.layers.rglru import DECAY_EXPONENT, MAX_RADIUS, MIN_RADIUS
 from pf_jax.poolformer import Poolformer
 from pf_jax.training.chips import peak_flops
@@ -33,8 +34,8 @@ class LevelCost(NamedTuple):
         parameters: Its parameters. The pools between two levels belong to the deeper one, at whose
             rate they work.
         multiply_adds: Its multiply-adds a sample in the forward pass.
-        memory: The shortest and the longest memory of its channels at initialisation, in samples;
-            None where there is no RG-LRU.
+        memory: The shortest and the longest memory of its states at initialisation, in samples;
+            None where they are not known, as of mixers other than "rglru" and "s4d".
     """
 
     name: str
@@ -52,12 +53,13 @@ def level_costs(config: PoolformerConfig) -> tuple[LevelCost, ...]:
 
     Multiply-adds are those of kernels, whose every entry is used once a position: dense maps, the
     diagonal blocks of gates, the taps of convolutions. All that works on one channel at a time is
-    left out (norms, activations, the recurrence itself), and so are products of activations, such
-    as the scores of an attention mixer.
+    left out (norms, activations, the recurrence itself, the convolution that S4D makes of it), and
+    so are products of activations, such as the scores of an attention mixer.
 
-    A channel that decays by `a` a position averages over about `1 / (1 - a)` positions. Here
+    A state that decays by `a` a position averages over about `1 / (1 - a)` positions. In the RG-LRU
     `a = radius^(8 r)` (Griffin, arXiv 2402.19427, section 2.4), radius is anywhere in the ring in
-    which it is drawn, and `r` is what its initial bias makes it.
+    which it is drawn, and `r` is what its initial bias makes it. In S4D `a = exp(-dt / 2)`, and
+    `dt` is anywhere in the interval in which it is drawn.
     """
     model = abstract_model(config)
     outside = _count([model.embedding, model.head_norm, model.head])
@@ -156,13 +158,16 @@ def _count(modules: Iterable[nnx.Module]) -> tuple[int, int]:
 
 
 def _memory(config: PoolformerConfig, level: int, every: int) -> tuple[float, float] | None:
-    if config.mixer != "rglru" or not sum(config.depth(level)):
+    if config.mixer == "rglru":
+        decays = [r ** (DECAY_EXPONENT * _INITIAL_GATE) for r in (MIN_RADIUS, MAX_RADIUS)]
+    elif config.mixer == "s4d":
+        decays = [math.exp(-s4d.DECAY_RATE * dt) for dt in (s4d.MAX_DT, s4d.MIN_DT)]
+    else:
         return None
-    low, high = (
-        every / (1.0 - radius ** (DECAY_EXPONENT * _INITIAL_GATE))
-        for radius in (MIN_RADIUS, MAX_RADIUS)
-    )
-    return low, high
+    if not sum(config.depth(level)):
+        return None
+    shortest, longest = (every / (1.0 - decay) for decay in decays)
+    return shortest, longest
 
 
 def _row(cost: LevelCost, total: float, audio: AudioFormat | None) -> tuple[str, ...]:

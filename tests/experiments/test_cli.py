@@ -293,6 +293,7 @@ def values(path, hint, config):
         "model.mixer": st.just("rglru"),
         "model.norm": st.sampled_from(["rms", "layer"]),
         "model.mlp": st.sampled_from(["gated", "plain", "none"]),
+        "model.ssm_init": st.sampled_from(["lin", "inv"]),
         "model.recurrence": st.sampled_from(["auto", "sequential", "associative"]),
         "model.sequence_axis": st.just(""),
         "sequence_devices": st.just(config.sequence_devices),  # Divides a window into groups.

@@ -18,6 +18,7 @@ from pf_jax.sampling.weights import lay_out
         ((8, 16), ((0, 1), 2), (4,), {}),
         ((8, 16), (1, 1), (4,), {"norm": "layer"}),
         ((8, 16), (1, 1), (4,), {"mixer_gate": False, "mlp": "plain"}),
+        ((8, 16), ((2, 1), 1), (4,), {"outer_residual": True}),
         ((16, 8, 40), (1, (2, 0), 1), (3, 2), {"mlp": "none", "conv_width": 1}),
         ((8, 8, 8, 8), (1, 0, 1, 1), (2, 3, 2), {}),
     ],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pf_jax import PoolformerConfig
 from pf_jax.data.config import DataConfig
-from pf_jax.layers import MIXERS, RGLRU, RGLRUState, linear
+from pf_jax.layers import MIXERS, RGLRU, S4D, RGLRUState, S4DState, linear
 from pf_jax.training import summary
 from pf_jax.training.state import abstract_model, merge_model, split_model
 
@@ -135,6 +135,28 @@ def test_memory_is_that_of_a_fresh_layer():
         assert longest >= memory.max() * (1.0 - 1e-2)
 
 
+def test_memory_of_a_state_space_is_that_of_a_fresh_layer():
+    width = 2_000
+    config = dataclasses.replace(THREE_LEVELS, mixer="s4d", state_size=2)
+    layer = S4D(width, config, rngs=nnx.Rngs(0))
+    # From a state of ones and without input, one step leaves the decay.
+    state = S4DState(jnp.ones((1, width, 1), jnp.complex64), jnp.array(True))
+    _, state = layer.step(jnp.zeros((1, width)), state)
+    memory = 1.0 / (1.0 - np.abs(np.asarray(state.h, np.complex128)))
+    for cost in summary.level_costs(config)[1:]:
+        shortest, longest = np.array(cost.memory) / cost.every
+        assert shortest == pytest.approx(memory.min(), rel=1e-2)
+        assert longest == pytest.approx(memory.max(), rel=1e-2)
+
+
+def test_counts_of_a_state_space_by_hand():
+    config = PoolformerConfig((12,), (2,), mixer="s4d", mlp="plain", state_size=10, num_heads=2)
+    _, level = summary.level_costs(config)
+    # The norms, dt and D; A, B and C, each of two numbers a state.
+    block = dense(12, 24) + dense(12, 24) + dense(24, 12) + [4 * 12 + 3 * 10 * 12, 0]
+    assert (level.parameters, level.multiply_adds) == tuple(2 * block)
+
+
 def test_table():
     config = PoolformerConfig(widths=(64, 128, 256), depths=(4, (0, 2), 4), pool_factors=(16, 16))
     assert summary.model_table(config, AUDIO).splitlines() == TABLE
@@ -147,7 +169,7 @@ def test_table_of_other_data_gives_no_time():
         assert not re.search(r"\d m?s\b", table)
 
 
-def test_without_an_rglru_there_is_no_memory(monkeypatch):
+def test_where_it_is_not_known_there_is_no_memory(monkeypatch):
     class Mean(nnx.Module):
         def __init__(self, width, config, *, rngs):
             del config
