@@ -17,8 +17,9 @@ from pf_jax.recurrence import linear_recurrence
 # In so many positions does a state of rate 1 forget, at first (section 3.6; the reference code).
 MIN_STEP_SIZE, MAX_STEP_SIZE = 1e-3, 1e-1
 
-# Entries of the largest arrays: positions of a chunk times batch, states and channels.
-_CHUNK_ENTRIES = 2**20
+# Of the largest arrays, a sequence's part: positions of a chunk times states times channels. Few
+# sequences then stay in the caches of a CPU, and many are enough work at once for a GPU.
+_CHUNK_ENTRIES = 2**19
 
 
 class MambaState(NamedTuple):
@@ -172,7 +173,7 @@ def selective_scan(
         `y`, and the states after the last position, float32.
     """
     batch, time, _ = u.shape
-    most = max(1, _CHUNK_ENTRIES // (batch * a.size))
+    most = max(1, _CHUNK_ENTRIES // a.size)
     num_chunks = -(-time // most)
     chunk = -(-time // num_chunks)
 
