@@ -121,8 +121,9 @@ class Mamba(nnx.Module):
         """The next position (recurrent form)."""
         u, convolution = self.convolution.step(self.input(x), state.convolution)
         u = jax.nn.silu(u)
-        a, b, c = _coefficients(*self._select(u), -jnp.exp(self.log_rates[...]))
-        h = a * state.h + b
+        *inputs, c = self._select(u)
+        decay, new = _coefficients(*inputs, -jnp.exp(self.log_rates[...]))
+        h = decay * state.h + new
         return self._output(x, u, _read_out(c, h)), MambaState(convolution, h)
 
     def log_decay(
@@ -183,7 +184,8 @@ def selective_scan(
         return jnp.moveaxis(x.reshape(batch, num_chunks, chunk, -1), 1, 0)
 
     def scan(h, inputs):
-        decay, new, c = _coefficients(*inputs, a)
+        *inputs, c = inputs
+        decay, new = _coefficients(*inputs, a)
         flat = (batch, chunk, -1)
         hs = linear_recurrence(
             decay.reshape(flat),
@@ -204,18 +206,18 @@ def _coefficients(
     u: Float[Array, "*batch inner"],
     dt: Float[Array, "*batch inner"],
     b: Float[Array, "*batch states"],
-    c: Float[Array, "*batch states"],
     a: Float[Array, "states inner"],
-):
-    """Decay and input of each state, `(*batch, states, inner)`, and `c`; float32."""
-    b, c = b.astype(jnp.float32), c.astype(jnp.float32)
+) -> tuple[Float[Array, "*batch states inner"], Float[Array, "*batch states inner"]]:
+    """Decay and input of each state, float32."""
     # A product with ones, and not by broadcasting, for the sum that is its gradient.
     exponent = _product("...d,n->...nd", dt, jnp.ones(a.shape[:1])) * a
-    return jnp.exp(exponent), _product("...n,...d->...nd", b, dt * u), c
+    return jnp.exp(exponent), _product("...n,...d->...nd", b.astype(jnp.float32), dt * u)
 
 
-def _read_out(c: Float[Array, "*batch states"], h: Float[Array, "*batch states inner"]):
-    return _product("...n,...nd->...d", c, h)
+def _read_out(
+    c: Float[Array, "*batch states"], h: Float[Array, "*batch states inner"]
+) -> Float[Array, "*batch inner"]:
+    return _product("...n,...nd->...d", c.astype(jnp.float32), h)
 
 
 # Sums over the states or the channels, here and in the gradients: as products they take a tenth of
