@@ -16,7 +16,8 @@ def get_config() -> TrainConfig:
     8 blocks without MLPs, and states are real. A stage is one side of a level, as in E.4.1, where
     3 blocks in each are 15; so counted, the model there has the 3.5 million parameters that it is
     said to have, and the large one of table 4 (depths of 15, widths from 96) 24.8, said 24.3.
-    Optimizer, warm-up, steps and batch are those of the appendix, too.
+    Learning rate, warm-up, decay, steps and batch are those of the appendix, too; that a cosine
+    leads to 1e-5 is our reading, from the recipe of its language models.
 
     The embedding, the start of the kernels, the moving average of the weights and the normalization
     of recordings are those of `sc09` and not the paper's.
