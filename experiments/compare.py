@@ -6,7 +6,8 @@ models and seeds may be added.
 
 A model is a name, or a name with fields of its config changed. Names: poolformer (the config's own
 model), sashimi, mamba, attention, gru, rglru_complex, and ablations: no_pooling, fewer_levels,
-blocks_after, no_gate, no_convolution, no_mlp, plain_mlp, layer_norm, learned_embedding.
+blocks_after, no_gate, no_convolution, no_mlp, plain_mlp, layer_norm, learned_embedding. Several are
+one after the other: mamba+no_pooling.
 
 Examples:
   python -m experiments.compare --config=demo --models=poolformer,no_pooling --budget=60s \
@@ -38,7 +39,7 @@ _CONFIG = cli.define_config()
 _MODELS = flags.DEFINE_string(
     "models",
     None,
-    "What to compare, with commas between: NAME, or NAME:FIELD=VALUE;FIELD=VALUE.",
+    "What to compare, with commas between: NAME, NAME+NAME, or NAME:FIELD=VALUE;FIELD=VALUE.",
     required=True,
 )
 _BUDGET = flags.DEFINE_string(

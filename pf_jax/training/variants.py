@@ -1,6 +1,7 @@
 """Variants of a config's model, each with a name, at equal numbers of parameters.
 
-A variant is written `name`, or `name:field=value;field=value` with fields of the model, or of the
+A variant is written `name`, or `name+name` where one changes what the other has made
+(`mamba+no_pooling`), or `name:field=value;field=value` with fields of the model, or of the
 optimizer as in `gru:optimizer.learning_rate=1e-3`. Its widths are then scaled so that it has as
 many parameters as the others.
 """
@@ -82,15 +83,19 @@ def change(config: TrainConfig, name: str) -> TrainConfig:
     Raises:
         UserError: The variant or one of its fields is unknown, or has an impossible value.
     """
-    base, _, assignments = name.partition(":")
-    if base not in VARIANTS:
-        raise UserError(f"Unknown model {base!r}{fields.did_you_mean(base, VARIANTS)}")
+    bases, _, assignments = name.partition(":")
+    for base in bases.split("+"):
+        if base not in VARIANTS:
+            raise UserError(f"Unknown model {base!r}{fields.did_you_mean(base, VARIANTS)}")
     values: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
     for assignment in filter(None, assignments.split(";")):
         section, field, value = _parse(assignment, name)
         values[section][field] = value
     try:
-        model = dataclasses.replace(VARIANTS[base](config.model), **values["model"])
+        model = config.model
+        for base in bases.split("+"):
+            model = VARIANTS[base](model)
+        model = dataclasses.replace(model, **values["model"])
         optimizer = dataclasses.replace(config.optimizer, **values["optimizer"])
         changed = dataclasses.replace(config, model=model, optimizer=optimizer)
     except UserError as error:
@@ -136,13 +141,15 @@ def match_parameters(model: PoolformerConfig, parameters: int) -> PoolformerConf
     def distance(candidate: PoolformerConfig) -> int:
         return abs(count_parameters(candidate) - parameters)
 
-    best = min(scaled(low), scaled(high), key=distance)
-    # One more multiple, or one less, in some of the levels; the widest first.
-    for level in sorted(range(model.num_levels), key=lambda n: -best.widths[n]):
-        widths = list(best.widths)
-        widths[level] += heads if count_parameters(best) < parameters else -heads
-        if widths[level] > 0:
-            best = min(best, dataclasses.replace(best, widths=tuple(widths)), key=distance)
+    best, last = min(scaled(low), scaled(high), key=distance), None
+    # One more multiple, or one less, in some of the levels, the widest first, while that is nearer.
+    while best != last:
+        last = best
+        for level in sorted(range(model.num_levels), key=lambda n: -best.widths[n]):
+            widths = list(best.widths)
+            widths[level] += heads if count_parameters(best) < parameters else -heads
+            if widths[level] > 0:
+                best = min(best, dataclasses.replace(best, widths=tuple(widths)), key=distance)
     return best
 
 

@@ -1,6 +1,8 @@
 """SaShiMi's weights in a Poolformer against SaShiMi's equations in NumPy, in PyTorch's layouts."""
 
 import math
+import pathlib
+import re
 
 import jax
 import numpy as np
@@ -98,3 +100,29 @@ def test_a_start_vector_is_the_middle_level():
     weights = small()
     _, params = sashimi_weights(weights)
     np.testing.assert_array_equal(params["embedding"]["start"], weights["encoder.weight"][4])
+
+
+def test_the_page_names_each_tensor_once_and_each_parameter():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "sashimi_weights.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][2:]
+    letters = {
+        **{"EMBEDDING": "encoder", "HEAD": "decoder", "L": r"\d+", "U": r"\d+"},
+        **{"SPACE": r"(?:c_layers\.\d*[02468]|u_layers\.\d+\.\d*[13579])"},
+        **{"MLP": r"(?:c_layers\.\d*[13579]|u_layers\.\d+\.\d*[02468])"},
+        **{"BODY": r"body(?:\.nested)*", "BLOCK": r"body(?:\.nested)*\.(?:before|after)\.\d+"},
+    }
+
+    def patterns(column):
+        names = [name for row in rows for name in re.findall(r"`(.*?)`", row[column])]
+        return [r"\.".join(letters.get(part, part) for part in name.split(".")) for name in names]
+
+    _, params = split_model(abstract_model(cli.load_config("sc09_sashimi").model))
+    keys = [path for path, _ in jax.tree.leaves_with_path(params)]
+    here = [re.sub(r"\W+", ".", jax.tree_util.keystr(path)).strip(".") for path in keys]
+    for column, names in ((0, numpy_sashimi.shapes(**PUBLISHED)), (2, here)):
+        unused = set(patterns(column))
+        for name in names:
+            found = [p for p in patterns(column) if re.fullmatch(p, name)]
+            assert len(found) == 1, name
+            unused -= set(found)
+        assert not unused

@@ -55,6 +55,16 @@ def test_names_change_what_they_say(monkeypatch):
     }
 
 
+def test_a_change_may_follow_another():
+    found = models("mamba+no_pooling,no_pooling+mamba,sashimi+fewer_levels+no_mlp:conv_width=2")
+    one, other = found["mamba+no_pooling"], found["no_pooling+mamba"]
+    assert (one.mixer, one.mlp, one.num_levels) == ("mamba", "none", 1)
+    assert dataclasses.replace(one, widths=other.widths) == other
+    third = found["sashimi+fewer_levels+no_mlp:conv_width=2"]
+    assert (third.mixer, third.mlp, third.num_levels, third.conv_width) == ("s4d", "none", 2, 2)
+    assert third.depths == ((0, 1), 3)
+
+
 def test_fields_may_be_given():
     text = "poolformer:pool_factors=(2, 2);mlp=none, no_gate:depths=(1,(0,2),1);dtype=bfloat16"
     one, two = make_variants(f"{text},poolformer:optimizer.learning_rate=1e-4", CONFIG)[:2]
@@ -73,6 +83,8 @@ def test_fields_may_be_given():
         ("", "No model is named: give some of poolformer, sashimi"),
         (",", "No model is named"),
         ("no_gates", "Unknown model 'no_gates'; did you mean no_gate"),
+        ("mamba+no_pool", "Unknown model 'no_pool'; did you mean no_pooling"),
+        ("mamba+", "Unknown model ''"),
         ("poolformer,poolformer", "Two models are the same: poolformer and poolformer"),
         ("poolformer:mixr=gru", "The model poolformer:mixr=gru has no field 'mixr'; did you mean"),
         ("poolformer:xyz=1", "no field 'xyz'; fields are those of --config.model"),
@@ -114,6 +126,7 @@ def test_parameters_are_counted_as_they_are():
 
 
 @hypothesis.settings(max_examples=6, deadline=None)
+@hypothesis.example(heads=1, multiples=[8, 9], factor=0.5, mlp="none")
 @hypothesis.given(
     heads=st.integers(1, 3),
     multiples=st.lists(st.integers(8, 24), min_size=1, max_size=3),
