@@ -49,6 +49,7 @@ flags.disclaim_key_flags()  # A flag that is defined here belongs to the command
 
 
 _kinds_of_command: dict[str, tuple[type[Config], ...]] = {}
+_groups: dict[tuple[str, str], str] = {}  # By the module and the name of a flag.
 
 
 def define_config(*kinds: type[Config]) -> flags.FlagHolder[Config]:
@@ -69,6 +70,18 @@ def define_config(*kinds: type[Config]) -> flags.FlagHolder[Config]:
         None,
         _config_help(kinds),
     )
+
+
+def group(title: str, *holders: flags.FlagHolder[Any], shared: bool = False) -> None:
+    """Puts flags under a heading of their own in `--help`.
+
+    Args:
+        title: The heading, such as "Prompts"; headings come in the order of their flags.
+        *holders: The flags.
+        shared: Whether they are in whatever command has them, and not only in the calling module.
+    """
+    command = "" if shared else sys._getframe(1).f_globals["__name__"]
+    _groups.update({(command, holder.name): title for holder in holders})
 
 
 def _config_help(kinds: Sequence[type[Config]]) -> str:
@@ -203,6 +216,14 @@ def _flag_error(error: Exception) -> str:
     return f"{message}."
 
 
+def _default_of(flag: flags.Flag) -> str:
+    return ",".join(map(str, flag.default)) if isinstance(flag.default, list) else str(flag.default)
+
+
+def _is_required(flag: flags.Flag) -> bool:
+    return any("must have a value other than None" in v.message for v in flag.validators)
+
+
 def _help(
     command: types.ModuleType,
     own: Sequence[flags.Flag],
@@ -218,15 +239,24 @@ def _help(
         fits = len(label) < 19
         return f"  {label:<20}{wrapped.lstrip()}" if fits else f"  {label}\n{wrapped}"
 
-    lines = [(command.__doc__ or "").strip(), "", "Flags:"]
+    lines = [(command.__doc__ or "").strip()]
     if words:
         name = command.__spec__.name if command.__spec__ else sys.argv[0]
-        lines[1:1] = ["", f"Usage: python -m {name} {words} [--FLAG=VALUE ...]"]
+        lines += ["", f"Usage: python -m {name} {words} [--FLAG=VALUE ...]"]
+    groups: dict[str, list[flags.Flag]] = {"Flags": []}
     for flag in own:
-        default = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
-        name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-        text = _config_help(kinds) if flag.name == "config" else flag.help
-        lines.append(entry(name, f"{text}{default}"))
+        shared = _groups.get(("", flag.name), "Flags")
+        title = _groups.get((command.__name__, flag.name), shared)
+        groups.setdefault(title, []).append(flag)
+    for title, members in groups.items():
+        lines += ["", f"{title}:"]
+        for flag in members:
+            default = "" if flag.default in (None, "", []) else f" (default: {_default_of(flag)})"
+            name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+            text = _config_help(kinds) if flag.name == "config" else flag.help
+            text = text.partition(";\n")[0]  # absl tells of its own accord what may be repeated.
+            needed = " (required)" if flag.name == "config" or _is_required(flag) else ""
+            lines.append(entry(name, f"{text}{default}{needed}"))
     for kind in kinds if any(flag.name == "config" for flag in own) else ():
         sections: dict[str, list[str]] = {}
         for leaf in fields.leaves(kind):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from absl import flags
 
+from experiments import cli
 from pf_jax.data import Dataset, open_dataset
 from pf_jax.data.config import DataConfig
 from pf_jax.errors import UserError
@@ -29,6 +30,8 @@ class Hosts:
         self._process_id = flags.DEFINE_integer(
             "process_id", None, "Which of them this one is, from 0.", 0
         )
+        holders = (self._coordinator, self._num_processes, self._process_id)
+        cli.group("Several hosts", *holders, shared=True)
 
     def join(self) -> None:
         """Makes this process one of them, before JAX is used.
@@ -45,14 +48,15 @@ class DataPlace:
     def __init__(self) -> None:
         """Defines the flags."""
         texts: Mapping[str, str] = {
-            "path": "Where the folder of sounds is, if elsewhere than in training.",
-            "data_dir": "Where prepared data is kept, if elsewhere than in training.",
-            "manual_dir": "Where archives are that need not be downloaded, likewise.",
+            "path": "The folder of sounds, if elsewhere than in training.",
+            "data_dir": "Prepared data, if elsewhere than in training.",
+            "manual_dir": "Archives that need not be downloaded, if elsewhere than in training.",
         }
         self._flags = {
             field: flags.DEFINE_string("data_path" if field == "path" else field, None, text)
             for field, text in texts.items()
         }
+        cli.group("Where the data is", *self._flags.values(), shared=True)
 
     def open(self, config: DataConfig) -> tuple[Dataset, DataConfig]:
         """The data of a checkpoint, and its config with what was given.

@@ -59,6 +59,7 @@ _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples", 1, "Sounds of the first run of each model; 0 for none.", lower_bound=0
 )
 _SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of each sound.")
+cli.group("Sounds", _NUM_SAMPLES, _SECONDS)
 
 _MEASURING_SECONDS = 5.0
 _MOST_BYTES = 25e6  # Of sounds on the page.

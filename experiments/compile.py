@@ -42,6 +42,7 @@ _LARGEST = flags.DEFINE_bool(
 )
 _SAMPLING = flags.DEFINE_bool("sampling", False, "The sampler in place of the training step.")
 _STREAMS = flags.DEFINE_integer("streams", 1, "Of the sampler: sequences on each device.", 1)
+cli.group("Of sampling", _SAMPLING, _STREAMS)
 _PRICE = flags.DEFINE_float("price", None, "US$ an hour and device, if you know better.", 0.0)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 

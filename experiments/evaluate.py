@@ -74,6 +74,7 @@ _NUM_RESAMPLES = flags.DEFINE_integer(
     "num_resamples", 2_000, "Of the bootstrap, for the intervals.", 100
 )
 _DATA = DataPlace()
+cli.group("Sounds", _CLASSIFIER, _SAMPLES, _NUM_SAMPLES, _SECONDS, _TEMPERATURE, _TOP_P)
 _HOSTS = Hosts()
 
 _BELONGS_TO = {"seconds": "num_samples", "temperature": "num_samples", "top_p": "num_samples"}

@@ -74,6 +74,8 @@ _STREAM = flags.DEFINE_bool(
     "stream", False, "Write one sound as raw 16-bit PCM to the standard output while it is drawn."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same sounds.")
+cli.group("Recordings to go on from", _PROMPT, _PROMPT_SECONDS, _CONTINUATIONS)
+cli.group("How boldly", _TEMPERATURE, _TOP_P, _NUM_CANDIDATES, _BAND, _GUARD)
 
 _STREAMS_AT_ONCE = 1024  # On each device. A CPU is as fast with fewer, and no slower with these.
 

@@ -25,6 +25,8 @@ _CONFIG = cli.define_config()
 _NUM_THINGS = flags.DEFINE_integer("num_things", 8, "How many things.", lower_bound=1)
 _LOUDLY = flags.DEFINE_bool("loudly", False, "Whether to say it loudly.")
 _TAG = flags.DEFINE_string("tag_of_things", "", "What the things are called.")
+_FRIENDS = flags.DEFINE_multi_string("friends", ["a", "b"], "Whose they are.")
+cli.group("Names", _TAG, _FRIENDS)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -229,6 +231,14 @@ def test_help_is_short(run, help_flag):
     assert out.startswith(__doc__)
     assert "--num_things        How many things. (default: 8)" in out
     assert "--[no]loudly" in out
+    flags_alone, names, in_fields = re.split("\n\nNames:|\n\nFields of the config", out)[:3]
+    assert "--config " in flags_alone
+    assert " (required)\n" in flags_alone
+    assert names.split("\n")[1:] == [
+        "  --tag_of_things     What the things are called.",
+        "  --friends           Whose they are. (default: a,b)",
+    ]
+    assert "--" not in in_fields.replace("--config.", "")
     assert "learning_rate" in out
     assert len(out.splitlines()) < 35
     assert max(map(len, out.splitlines())) <= 100
