@@ -20,7 +20,7 @@ def mu_law_encode(waveform: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*
     """Quantizes a waveform to 256 levels, finely where it is quiet and coarsely where it is loud.
 
     The continuous law of ITU-T G.711 as used by WaveNet (arXiv 1609.03499, section 2.2), rounded to
-    the nearest of 256 levels, with `mu = 255`:
+    the nearest of 256 levels, with `mu = 255`::
 
         f(x) = sign(x) ln(1 + mu |x|) / ln(1 + mu),    level = round(mu (f(x) + 1) / 2)
 
@@ -40,6 +40,8 @@ def mu_law_encode(waveform: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*
 
 def mu_law_decode(levels: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Returns the waveform at the centres of mu-law levels, the inverse of `mu_law_encode`.
+
+    With `mu = 255`::
 
         y = 2 level / mu - 1,    x = sign(y) ((1 + mu)^|y| - 1) / mu
 
