@@ -62,9 +62,9 @@ def read_source(app, docname, source):
         path = (directory / link[1]).resolve().relative_to(DOCS.parent)
         if not (DOCS.parent / path).exists():
             raise FileNotFoundError(f"{docname} links to {path}, which does not exist.")
-        return f"]({REPOSITORY}/blob/main/{path})"
+        return f"]({REPOSITORY}/blob/main/{path}{link[2]})"
 
-    source[0] = re.sub(r"\]\((\.\./[^)#\s]+)\)", out, text)
+    source[0] = re.sub(r"\]\((\.\./[^)#\s]+)(#?[^)\s]*)\)", out, text)
 
 
 def contents(text):
