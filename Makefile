@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11 or newer:
 #   make demo    sets up, trains the demo in minutes, writes sounds to listen to
 #   make test    sets up, checks style, runs all tests
+# and `make docs` builds the documentation site, which make test does too.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ DEMO ?= demo_output
 LIBTPU ?= 0.0.42.1
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test lint format docs docs-links clean
 
 setup: $(VENV)/installed
 
@@ -40,5 +41,12 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
+
+# Are links to other places alive? Needs a network, so it is no part of the tests.
+docs-links: setup
+	$(BIN)/python -m sphinx -b linkcheck docs build/links
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) build/docs build/links
