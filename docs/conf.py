@@ -11,7 +11,10 @@ read on GitHub as well. What a site needs besides is made here:
 import pathlib
 import re
 
+from flax import nnx
 from jaxtyping import PRNGKeyArray
+from sphinx.domains.python import PyObject
+from sphinx.util import inspect
 from sphinx.util.typing import stringify_annotation
 
 import pf_jax
@@ -31,6 +34,7 @@ myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_dmath_allow_space = False  # US$ 3 and US$ 4 are no mathematics, here as on GitHub.
 myst_heading_anchors = 3
 
+autoclass_content = "both"
 autodoc_member_order = "groupwise"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -82,7 +86,10 @@ _KEY = stringify_annotation(PRNGKeyArray, "smart")
 
 
 def write_types(app, what, name, obj, options, signature, returned):
-    """Names types of arrays and keys as the code does."""
+    """Names types of arrays and keys as the code does; what classes take is what __init__ does."""
+    if what == "class" and isinstance(obj, type) and issubclass(obj, nnx.Module):
+        own = inspect.signature(obj.__init__, bound_method=True)
+        signature = inspect.stringify_signature(own, unqualified_typehints=True)
 
     def short(text):
         return text and re.sub(r"~?\bjax[\w.]*\.Array\b", "Array", text.replace(_KEY, "PRNGKeyArray"))
@@ -92,5 +99,8 @@ def write_types(app, what, name, obj, options, signature, returned):
 
 def setup(app):
     """Called by Sphinx."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"  # Sphinx says Variables.
     app.connect("source-read", read_source)
     app.connect("autodoc-process-signature", write_types)
