@@ -40,6 +40,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_attr_annotations = False  # Types of fields stand in what the class takes.
 napoleon_use_ivar = True  # The attributes of a class are one list, not an entry each.
 
 html_theme = "furo"
@@ -92,9 +93,20 @@ def write_types(app, what, name, obj, options, signature, returned):
         signature = inspect.stringify_signature(own, unqualified_typehints=True)
 
     def short(text):
-        return text and re.sub(r"~?\bjax[\w.]*\.Array\b", "Array", text.replace(_KEY, "PRNGKeyArray"))
+        text = (text or "").replace(_KEY, "PRNGKeyArray")
+        return re.sub(r"~?\bjax[\w.]*\.Array\b", "Array", text) or None
 
     return short(signature), short(returned)
+
+
+def is_of_namedtuple(app, what, name, obj, skip, options):
+    """Leaves out "Alias for field number 0": fields are in the list of attributes."""
+    return True if str(obj.__doc__).startswith("Alias for field number") else None
+
+
+def strip_namedtuple(app, what, name, obj, options, lines):
+    """Takes out what the constructors of named tuples say of themselves."""
+    lines[:] = [line for line in lines if not line.startswith("Create new instance of ")]
 
 
 def setup(app):
@@ -104,3 +116,5 @@ def setup(app):
             field.label = "Attributes"  # Sphinx says Variables.
     app.connect("source-read", read_source)
     app.connect("autodoc-process-signature", write_types)
+    app.connect("autodoc-skip-member", is_of_namedtuple)
+    app.connect("autodoc-process-docstring", strip_namedtuple)
