@@ -135,10 +135,8 @@ def _output_directory(meta: CheckpointMeta | None) -> epath.Path:
         output = checked_path(_OUTPUT.value, "--output")
     elif meta is None:
         output = epath.Path("evaluation")
-    else:  # Of a step in `checkpoints`, the run is two up.
-        step = epath.Path(meta.path)
-        run = step.parent.parent if step.parent.name == "checkpoints" else step
-        output = run / "evaluation" / _SPLIT.value
+    else:
+        output = meta.run / "evaluation" / _SPLIT.value
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,6 +6,7 @@ from pf_jax.errors import UserError
 from pf_jax.poolformer import Poolformer
 from pf_jax.recurrence import linear_recurrence
 from pf_jax.sampling import generate, stream
+from pf_jax.sharing import export
 from pf_jax.training import load
 from pf_jax.version import __version__
 
@@ -15,6 +16,7 @@ __all__ = [
     "UserError",
     "__version__",
     "audio",
+    "export",
     "generate",
     "linear_recurrence",
     "load",

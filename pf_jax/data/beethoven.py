@@ -8,6 +8,7 @@ from absl import logging
 
 from pf_jax.data.archive import Source, read_members
 from pf_jax.data.builder import Builder
+from pf_jax.data.origin import Origin
 from pf_jax.data.recording import Collection, Recording, decode_sound, natural_order, spool
 from pf_jax.errors import UserError
 
@@ -29,6 +30,12 @@ class Beethoven(Builder):
     """
 
     name = "beethoven"
+    ORIGIN = Origin(
+        title="Beethoven's piano sonatas, in the archive of SaShiMi",
+        url="https://huggingface.co/datasets/krandiash/beethoven",
+        citation="Mehri et al.: SampleRNN, arXiv 1612.07837; Goel et al.: SaShiMi, "
+        "arXiv 2202.09729",
+    )
     SOURCE = ARCHIVE
     PUBLISHED_FILES = 4_328
 

@@ -27,6 +27,7 @@ from google.protobuf.json_format import ParseError
 
 from pf_jax.data.archive import Source, obtain
 from pf_jax.data.config import DataConfig
+from pf_jax.data.origin import Origin
 from pf_jax.data.recording import Collection, Recording
 from pf_jax.errors import UserError
 from pf_jax.paths import checked_path, is_remote
@@ -53,6 +54,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
         MODALITY: What the recordings are, a value of `DataConfig.modality`.
         EVENTS: The columns of `Recording.events`; empty where there are none.
         LABEL_NAMES: By name of a label that is a number, what each number is called.
+        ORIGIN: Who published it; None of recordings that are the user's own.
     """
 
     # Of what is stored and how: with another version, data is prepared anew beside the old.
@@ -60,6 +62,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
     MODALITY: ClassVar[str] = "audio"
     EVENTS: ClassVar[tuple[str, ...]] = ()
     LABEL_NAMES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    ORIGIN: ClassVar[Origin | None] = None
     # No registered checksums: looking for them would need the package importlib_resources, which
     # TFDS uses but does not ask for on today's Pythons.
     url_infos = None

@@ -9,6 +9,7 @@ import numpy as np
 from pf_jax.data.archive import Source, read_members
 from pf_jax.data.builder import Builder
 from pf_jax.data.config import DataConfig
+from pf_jax.data.origin import Origin
 from pf_jax.data.recording import Collection, Recording
 from pf_jax.errors import UserError
 
@@ -34,6 +35,11 @@ class Cifar10(Builder):
     """
 
     name = "cifar10"
+    ORIGIN = Origin(
+        title="CIFAR-10",
+        url="https://www.cs.toronto.edu/~kriz/cifar.html",
+        citation="Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009",
+    )
     MODALITY = "image"
 
     def __init__(self, config: DataConfig):

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int16
 
 from pf_jax.audio import to_pcm
 from pf_jax.data.builder import Builder
+from pf_jax.data.origin import Origin
 from pf_jax.data.recording import Collection, Recording
 
 _RECORDINGS = {"train": 30, "validation": 3, "test": 3}
@@ -30,6 +31,9 @@ class Demo(Builder):
     """Twelve minutes of procedural music, and one minute each for validation and test."""
 
     name = "demo"
+    ORIGIN = Origin(
+        title="procedural music, which pf_jax composes and plays itself", license="Apache-2.0"
+    )
 
     def collect(self) -> Collection:
         """Composes and plays every recording; the same each time."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from pf_jax.data.archive import Source, read_members
 from pf_jax.data.builder import Builder
+from pf_jax.data.origin import Origin
 from pf_jax.data.recording import Collection, Recording
 from pf_jax.errors import UserError
 
@@ -22,6 +23,11 @@ class Enwik8(Builder):
     """Bytes of Wikipedia: the first 90 % for training, then 5 % for validation and 5 % for test."""
 
     name = "enwik8"
+    ORIGIN = Origin(
+        title="enwik8, the first 100 million bytes of Wikipedia",
+        url="http://mattmahoney.net/dc/textdata.html",
+        citation="Mahoney: About the Test Data",
+    )
     MODALITY = "text"
 
     def collect(self) -> Collection:

@@ -14,6 +14,7 @@ from etils import epath
 
 from pf_jax.data.archive import Source, read_members
 from pf_jax.data.builder import Builder
+from pf_jax.data.origin import Origin
 from pf_jax.data.recording import Collection, Recording, decode_sound, natural_order, spool
 from pf_jax.errors import UserError
 
@@ -47,6 +48,13 @@ class Musicnet(Builder):
     """
 
     name = "musicnet"
+    ORIGIN = Origin(
+        title="MusicNet 1.0",
+        url="https://zenodo.org/records/5120004",
+        license="CC BY 4.0",
+        citation="Thickstun, Harchaoui and Kakade: Learning Features of Music from Scratch, "
+        "arXiv 1611.09827",
+    )
     EVENTS = ("start", "end", "instrument", "note", "start_beat", "beats")
 
     def collect(self) -> Collection:

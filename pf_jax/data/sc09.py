@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pf_jax.data.archive import Source, read_members
 from pf_jax.data.builder import Builder
+from pf_jax.data.origin import Origin
 from pf_jax.data.recording import Collection, Recording, decode_sound, spool
 from pf_jax.errors import UserError
 
@@ -31,6 +32,12 @@ class SC09(Builder):
     """
 
     name = "sc09"
+    ORIGIN = Origin(
+        title="the spoken digits of Speech Commands 0.02",
+        url="https://arxiv.org/abs/1804.03209",
+        license="CC BY 4.0",
+        citation="Warden: Speech Commands, arXiv 1804.03209",
+    )
     LABEL_NAMES: ClassVar = {"digit": DIGITS}
 
     def collect(self) -> Collection:

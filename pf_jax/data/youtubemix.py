@@ -7,6 +7,7 @@ https://huggingface.co/datasets/krandiash/youtubemix.
 
 from pf_jax.data.archive import Source
 from pf_jax.data.beethoven import Beethoven
+from pf_jax.data.origin import Origin
 
 # Its publisher gives no checksum; each file in it has one, and their number is known.
 ARCHIVE = Source(
@@ -26,5 +27,10 @@ class YouTubeMix(Beethoven):
     """
 
     name = "youtubemix"
+    ORIGIN = Origin(
+        title="YouTubeMix, four hours of solo piano, in the archive of SaShiMi",
+        url="https://huggingface.co/datasets/krandiash/youtubemix",
+        citation="Goel et al.: SaShiMi, arXiv 2202.09729",
+    )
     SOURCE = ARCHIVE
     PUBLISHED_FILES = 241

@@ -76,7 +76,8 @@ class Evaluation:
         parameters: How many the model has.
         likelihoods: Bits per sample, by the names in `LIKELIHOODS`.
         metrics: By the names in `METRICS`.
-        warnings: Doubts about metrics, by their section, the first part of `Metric.place`.
+        warnings: Doubts about metrics, by their section, the first part of `Metric.place`; those
+            about likelihoods and all the rest by "bits_per_sample".
         num_sounds: How many generated sounds a section's metrics are of.
         classifier: The path of the classifier whose features some metrics use.
     """
@@ -142,7 +143,11 @@ def _evaluation(values: Any) -> Evaluation:
             if (likelihood := _likelihood(_section(bits, name))) is not None
         },
         metrics={name: value for name, value in metrics.items() if value is not None},
-        warnings={name: w for name, section in sections.items() if (w := _warnings(section))},
+        warnings={
+            name: found
+            for name, section in {"bits_per_sample": values, **sections}.items()
+            if (found := _warnings(section))
+        },
         num_sounds={name: count for name, count in counts.items() if count is not None},
         classifier=_text(_section(sections["distribution"], "classifier"), "path"),
     )

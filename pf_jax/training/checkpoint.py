@@ -9,9 +9,13 @@ A run's directory holds `checkpoints/STEP/` with four items:
   the audio format), the validation likelihoods so far, and checksums of the arrays.
 
 Arrays are saved as those of one device; the numbers of devices and processes are free to change.
+
+A folder that `pf_jax.export` made is a checkpoint, too, for all but going on with its training: its
+`params` are a file of safetensors, and its `meta` is `pf_jax.json`.
 """
 
 import dataclasses
+import json
 import re
 import zlib
 from collections.abc import Mapping
@@ -29,8 +33,11 @@ from pf_jax.errors import UserError
 from pf_jax.formats import Format
 from pf_jax.paths import checked_path
 from pf_jax.poolformer import Poolformer
+from pf_jax.training import exported
 from pf_jax.training.config import TrainConfig
+from pf_jax.training.exported import Exported
 from pf_jax.training.state import Params, TrainState, abstract_model, merge_model, split_model
+from pf_jax.training.tensors import TensorsError
 from pf_jax.version import __version__
 
 _REASONS = re.compile(
@@ -56,6 +63,7 @@ class CheckpointMeta:
         checksums: Of the arrays, by item; empty for none.
         seconds: The time that training took, without compilation, evaluations and the like; 0 in
             checkpoints of versions that did not take it.
+        exported: Of a folder that `pf_jax.export` made, what that says besides; else None.
         path: Where it was loaded from; empty before it is saved.
     """
 
@@ -65,12 +73,20 @@ class CheckpointMeta:
     evaluations: Mapping[int, float] = dataclasses.field(default_factory=dict)
     checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+    exported: Exported | None = None
     path: str = ""
 
     @property
     def validation_bits_per_sample(self) -> float | None:
         """Its likelihood on the validation split, where it was measured."""
         return self.evaluations.get(self.step)
+
+    @property
+    def run(self) -> epath.Path:
+        """The directory of its run, which has `evaluation`; of an exported folder, that itself."""
+        step = epath.Path(self.path)
+        in_run = step.parent.name == "checkpoints" and not self.exported
+        return step.parent.parent if in_run else step
 
     @property
     def format(self) -> Format:
@@ -100,6 +116,7 @@ class CheckpointMeta:
             "evaluations": {str(step): bits for step, bits in self.evaluations.items()},
             "checksums": dict(self.checksums),
             "seconds": self.seconds,
+            **({"export": self.exported.to_dict()} if self.exported else {}),
         }
 
     @classmethod
@@ -130,6 +147,7 @@ class CheckpointMeta:
         evaluations = fields.get("evaluations", {})
         if version < 2 and fields["validation_bits_per_sample"] is not None:
             evaluations = {fields["step"]: fields["validation_bits_per_sample"]}
+        export = fields.get("export")
         return cls(
             step=fields["step"],
             config=config,
@@ -137,6 +155,7 @@ class CheckpointMeta:
             evaluations={int(step): bits for step, bits in evaluations.items()},
             checksums=fields.get("checksums", {}),
             seconds=fields.get("seconds", 0.0),
+            exported=export and Exported.from_dict(export, fields["pf_jax_version"], path),
             path=path,
         )
 
@@ -150,7 +169,8 @@ def load(path: epath.PathLike) -> tuple[Poolformer, CheckpointMeta]:
 
     Args:
         path: A run's directory (the checkpoint with the best validation likelihood is taken, or
-            where none was measured the latest), its `checkpoints` directory, or one step in it.
+            where none was measured the latest), its `checkpoints` directory, or one step in it; or
+            a folder that `pf_jax.export` made.
 
     Returns:
         The model with the averaged weights, and what the checkpoint says about itself.
@@ -172,14 +192,16 @@ def load_weights(meta: CheckpointMeta) -> tuple[nnx.GraphDef, Params]:
     """
     graphdef, abstract = split_model(abstract_model(meta.config.model))
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(
-                epath.Path(meta.path) / "params", jax.tree.map(placeholder, abstract)
-            )
+        if meta.exported:
+            params = exported.read_weights(meta.path, meta.exported, abstract)
+        else:
+            with ocp.StandardCheckpointer() as checkpointer:
+                params = checkpointer.restore(
+                    epath.Path(meta.path) / "params", jax.tree.map(placeholder, abstract)
+                )
     except Exception as error:
-        raise DamagedCheckpointError(
-            f"The checkpoint {meta.path} is damaged: {brief(error)}."
-        ) from error
+        reason = str(error) if isinstance(error, TensorsError) else brief(error)
+        raise DamagedCheckpointError(f"The checkpoint {meta.path} is damaged: {reason}.") from error
     check_arrays(meta, "params", params)
     return graphdef, params
 
@@ -219,8 +241,11 @@ def find(path: epath.PathLike) -> CheckpointMeta:
     if not root.exists():
         raise UserError(f"No such checkpoint directory: {path}.")
     if not root.is_dir():
-        raise UserError(f"{path} is not a checkpoint directory; give a training run's --workdir.")
-    if (root / "meta").exists():
+        raise UserError(
+            f"{path} is not a checkpoint directory; give a training run's --workdir, or the folder "
+            "that experiments.export made."
+        )
+    if (root / "meta").exists() or (root / exported.META).exists():
         return read_meta(root)
     if (root / "classifier" / "meta").exists():
         return read_meta(root / "classifier")
@@ -239,20 +264,27 @@ def find(path: epath.PathLike) -> CheckpointMeta:
 
 
 def read_meta(step_path: epath.Path) -> CheckpointMeta:
-    """What one checkpoint says about itself.
+    """What one checkpoint, or one exported folder, says about itself.
 
     Raises:
         UserError: It is not a pf_jax checkpoint, is damaged, or was made by a newer version.
     """
+    is_export = (step_path / exported.META).exists()
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            fields = checkpointer.restore(step_path / "meta")
+        if is_export:
+            fields = json.loads((step_path / exported.META).read_text())
+        else:
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+                fields = checkpointer.restore(step_path / "meta")
     except Exception as error:
         raise DamagedCheckpointError(
             f"{step_path} is not a readable pf_jax checkpoint: {brief(error)}."
         ) from error
     try:
-        return CheckpointMeta.from_dict(fields, str(step_path))
+        meta = CheckpointMeta.from_dict(fields, str(step_path))
+        if is_export and meta.exported is None:
+            raise KeyError("export")
+        return meta
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
