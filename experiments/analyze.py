@@ -27,7 +27,10 @@ from pf_jax.evaluation.analysis.units import Unit
 from pf_jax.paths import checked_path
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A training run's --workdir, or one step's directory in it.", required=True
+    "checkpoint",
+    None,
+    "A training run's --workdir, one step's directory in it, or an exported folder.",
+    required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", "analysis", "The directory that files are written to.")
 _SPLIT = flags.DEFINE_enum(

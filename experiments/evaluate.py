@@ -42,7 +42,9 @@ from pf_jax.sampling.collection import collect_samples
 from pf_jax.training.checkpoint import CheckpointMeta
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A training run's --workdir, or one step's directory in it."
+    "checkpoint",
+    None,
+    "A training run's --workdir, one step's directory in it, or an exported folder.",
 )
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["train", "validation", "test"], "What the likelihood is measured on."

@@ -23,7 +23,10 @@ from pf_jax.sharing.export import PRIVATE
 from pf_jax.training.exported import FILES
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A training run's --workdir, or one step's directory in it.", required=True
+    "checkpoint",
+    None,
+    "A training run's --workdir, one step's directory in it, or an exported folder.",
+    required=True,
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "The folder to make, here or at gs://; an earlier export is replaced.", True

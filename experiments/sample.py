@@ -35,7 +35,10 @@ from pf_jax.sampling.prompts import Prompt, read_prompt
 from pf_jax.training.checkpoint import CheckpointMeta
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A training run's --workdir, or one step's directory in it.", required=True
+    "checkpoint",
+    None,
+    "A training run's --workdir, one step's directory in it, or an exported folder.",
+    required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", "samples", "The directory that files are written to.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "How many, where there is no prompt.")
