@@ -90,10 +90,13 @@ def _use(meta: CheckpointMeta) -> list[str]:
     mixer = meta.config.model.mixer
     is_own = not MIXERS[mixer].__module__.startswith("pf_jax.")
     extra = " --import=FILE.py" if is_own else ""
+    second = "evaluate --checkpoint=model --output=evaluation"
+    if isinstance(meta.format, AudioFormat):
+        second = "sample --checkpoint=model --prompt=recording.wav --output=continued"
     paragraphs = [
         "With pf_jax installed (its README says how) and this folder called `model`:",
         f"```sh\npython -m experiments.sample --checkpoint=model --output=samples{extra}\n"
-        f"python -m experiments.evaluate --checkpoint=model --output=evaluation{extra}\n```",
+        f"python -m experiments.{second}{extra}\n```",
         "```python\nimport jax, pf_jax\n"
         'model, meta = pf_jax.load("model")\n'
         "tokens, log_likelihoods = pf_jax.generate(\n"
@@ -101,10 +104,7 @@ def _use(meta: CheckpointMeta) -> list[str]:
         ")\n```",
     ]
     if isinstance(meta.format, AudioFormat):
-        paragraphs.append(
-            "`meta.audio_format.decode(tokens)` are waveforms. `experiments.sample --prompt=FILE` "
-            "goes on from a recording."
-        )
+        paragraphs.append("`meta.audio_format.decode(tokens)` are waveforms.")
     if is_own:
         paragraphs.append(
             f"The mixer `{mixer}` is not part of pf_jax: FILE.py is the file that adds it, and "

@@ -1,0 +1,51 @@
+"""Weights of every kind of model survive as safetensors; what does not fit is named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from pf_jax import PoolformerConfig
+from pf_jax.layers import MIXERS
+from pf_jax.training import tensors
+from pf_jax.training.state import abstract_model, split_model
+
+
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_weights_of_every_mixer_survive(mixer):
+    config = PoolformerConfig(
+        widths=(4, 8), depths=(1, 12), pool_factors=(4,), num_heads=2, mixer=mixer, state_size=4
+    )
+    _, like = split_model(abstract_model(config))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), like)
+    content = tensors.to_bytes(params)
+    found = tensors.from_bytes(content, like)
+    assert jax.tree.structure(found) == jax.tree.structure(like)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    named = safetensors.numpy.load(content)  # With block 10 in its place, not behind block 1.
+    expected = params["body"]["nested"]["before"][10]["mlp_norm"]["scale"]
+    np.testing.assert_array_equal(named["body.nested.before.10.mlp_norm.scale"], expected)
+
+
+def test_types_and_shapes_are_kept():
+    params = {
+        "complex": np.array([1 + 2j, -0.0 - 3j], np.complex64),
+        "half": np.asarray(jnp.array(1.0078125, jnp.bfloat16)),
+        "whole": np.arange(6, dtype=np.int8).reshape(3, 2).T,  # Not contiguous.
+        "none": np.zeros((0, 3), np.float16),
+        "nan": np.array([np.nan, np.inf, -0.0], np.float32),
+    }
+    found = tensors.from_bytes(tensors.to_bytes(params), params)
+    for name, leaf in params.items():
+        assert found[name].dtype == leaf.dtype
+        assert found[name].shape == leaf.shape
+        assert found[name].tobytes() == leaf.tobytes()
+
+
+def test_what_safetensors_cannot_hold():
+    with pytest.raises(tensors.TensorsError, match="odd is of the type complex128"):
+        tensors.to_bytes({"odd": np.zeros(2, np.complex128)})
+    with pytest.raises(tensors.TensorsError, match=r"two parameters are called a\.b"):
+        tensors.to_bytes({"a": {"b": np.zeros(2)}, "a.b": np.zeros(2)})
