@@ -29,7 +29,10 @@ _CHECKPOINT = flags.DEFINE_string(
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "The folder to make, here or at gs://; an earlier export is replaced.", True
+    "output",
+    None,
+    "The folder to make, here or at gs://; an earlier export is replaced.",
+    required=True,
 )
 _LICENSE = flags.DEFINE_string(
     "license", "", "Of the weights, as hosts of models spell it, such as apache-2.0 or cc-by-4.0."
