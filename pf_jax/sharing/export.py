@@ -72,8 +72,6 @@ def export(
     place = checkpoint.absolute(checked_path(output, "output"))
     _check_free(place)
     _, params = checkpoint.load_weights(meta)
-    if dtype == "bfloat16":
-        params = tensors.round_kernels(params)
     meta, files = _files(meta, params, is_rounded=dtype == "bfloat16", license=identifier)
     try:
         if is_remote(place):
@@ -91,8 +89,9 @@ def _files(
     meta: CheckpointMeta, params: Any, *, is_rounded: bool, license: str
 ) -> tuple[CheckpointMeta, dict[str, bytes]]:
     """What the folder says about itself, and what each of its files holds."""
+    stored = tensors.round_kernels(params) if is_rounded else params
     try:
-        weights = tensors.to_bytes(params)
+        weights = tensors.to_bytes(stored)
     except tensors.TensorsError as error:
         raise UserError(f"The model of {meta.path} cannot be exported: {error}.") from error
     before = meta.exported or Exported(sha256="", warm_start=bool(meta.config.init_from))
@@ -105,12 +104,12 @@ def _files(
         figures=_figures(meta, is_rounded and not before.rounded),
     )
     # Sounds that were drawn from the same weights elsewhere are known by this sum.
-    loaded = jax.tree.map(lambda x: x.astype("float32") if x.dtype == "bfloat16" else x, params)
+    loaded = jax.tree.map(lambda x, like: x.astype(like.dtype), stored, params)
     checksums = {"params": checkpoint.checksum(loaded)}
     meta = dataclasses.replace(
         meta, config=_without_places(meta.config), checksums=checksums, exported=exported, path=""
     )
-    card = model_card(meta, params).encode()
+    card = model_card(meta, stored).encode()
     meta = dataclasses.replace(
         meta, exported=dataclasses.replace(exported, card_sha256=sha256(card))
     )

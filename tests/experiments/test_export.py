@@ -12,6 +12,8 @@ from pf_jax.training.checkpoint import find
 from tests.experiments.test_train_and_sample import ROOT
 from tests.sharing.test_export import STEP, make_run
 
+ONE, XLA_FLAGS = "--xla_force_host_platform_device_count=1", os.environ.get("XLA_FLAGS", "")
+
 SERVE = """
 import contextlib, io, json, runpy, sys
 from absl import flags
@@ -42,7 +44,8 @@ def run(*commands):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        # Commands would make a device of each core, for which it is too late from the second on.
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{ONE} {XLA_FLAGS}"},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -15,7 +15,7 @@ from pf_jax.training.state import abstract_model, split_model
 @pytest.mark.parametrize("mixer", sorted(MIXERS))
 def test_weights_of_every_mixer_survive(mixer):
     config = PoolformerConfig(
-        widths=(4, 8), depths=(1, 12), pool_factors=(4,), num_heads=2, mixer=mixer, state_size=4
+        widths=(4, 8), depths=(1, 1), pool_factors=(4,), num_heads=2, mixer=mixer, state_size=4
     )
     _, like = split_model(abstract_model(config))
     rng = np.random.default_rng(0)
@@ -24,9 +24,17 @@ def test_weights_of_every_mixer_survive(mixer):
     found = tensors.from_bytes(content, like)
     assert jax.tree.structure(found) == jax.tree.structure(like)
     jax.tree.map(np.testing.assert_array_equal, found, params)
-    named = safetensors.numpy.load(content)  # With block 10 in its place, not behind block 1.
-    expected = params["body"]["nested"]["before"][10]["mlp_norm"]["scale"]
-    np.testing.assert_array_equal(named["body.nested.before.10.mlp_norm.scale"], expected)
+    named = safetensors.numpy.load(content)
+    expected = params["body"]["nested"]["before"][0]["mlp_norm"]["scale"]
+    np.testing.assert_array_equal(named["body.nested.before.0.mlp_norm.scale"], expected)
+
+
+def test_many_blocks_stay_in_their_order():
+    params = {"before": {i: {"bias": np.array([i], np.float32)} for i in range(12)}}
+    content = tensors.to_bytes(params)
+    named = safetensors.numpy.load(content)
+    assert {f"before.{i}.bias": i for i in range(12)} == {k: int(v[0]) for k, v in named.items()}
+    jax.tree.map(np.testing.assert_array_equal, tensors.from_bytes(content, params), params)
 
 
 def test_types_and_shapes_are_kept():
