@@ -10,7 +10,7 @@ import soundfile
 
 from pf_jax.training.checkpoint import find
 from tests.experiments.test_train_and_sample import ROOT
-from tests.sharing.test_export import STEP, make_run
+from tests.sharing.runs import STEP, make_run
 
 ONE, XLA_FLAGS = "--xla_force_host_platform_device_count=1", os.environ.get("XLA_FLAGS", "")
 

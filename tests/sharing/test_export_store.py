@@ -9,7 +9,7 @@ import pytest
 import pf_jax
 from pf_jax.errors import UserError
 from tests.data.test_object_store import bucket  # noqa: F401 (used by all tests here)
-from tests.sharing.test_export import make_run, weights
+from tests.sharing.runs import make_run, weights
 
 
 def test_what_was_interrupted_does_not_load_and_is_written_again(tmp_path, monkeypatch):
