@@ -7,8 +7,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 import numpy as np
 from etils import epath
@@ -39,7 +39,13 @@ class RunLog:
     """
 
     def __init__(
-        self, workdir: epath.PathLike, *, num_steps: int, resume_step: int = 0, write: bool = True
+        self,
+        workdir: epath.PathLike,
+        *,
+        num_steps: int,
+        resume_step: int = 0,
+        write: bool = True,
+        on_metrics: Callable[[dict[str, Any]], None] | None = None,
     ):
         """Opens the log, and takes out of it what an earlier run logged after `resume_step`.
 
@@ -48,6 +54,8 @@ class RunLog:
             num_steps: Steps of the whole run.
             resume_step: The step that the run goes on from, 0 for a new one.
             write: False makes every method do nothing, for all processes but the first.
+            on_metrics: Is given each line of `metrics.jsonl`, from the first that is kept on; then
+                nothing else tells of progress.
 
         Raises:
             UserError: The directory cannot be written.
@@ -67,8 +75,12 @@ class RunLog:
         self._write_event(tensorboard.start_record(resume_step + 1))
         self._first_step, self._start = resume_step, time.monotonic()
         self._last_line = -math.inf
+        self._on_metrics = on_metrics
+        if on_metrics is not None:
+            for line in kept.splitlines():
+                on_metrics(json.loads(line))
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and on_metrics is None:
             self._bar = tqdm(
                 total=num_steps,
                 initial=resume_step,
@@ -105,6 +117,8 @@ class RunLog:
         self.advance(step)
         if self._bar is not None:
             self._bar.set_description_str("".join(f", {part}" for part in _in_words(metrics)))
+        elif self._on_metrics is not None:
+            pass  # Whoever listens shows it.
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or step == self.num_steps:
             self._last_line = time.monotonic()
             parts = [f"step {step} of {self.num_steps}", *_in_words(metrics)]
@@ -123,7 +137,8 @@ class RunLog:
         if not self.write:
             return
         self._record(step, "validation", metrics)
-        self.message(", ".join([f"step {step}, validation", *_in_words(metrics)]))
+        if self._on_metrics is None:
+            self.message(", ".join([f"step {step}, validation", *_in_words(metrics)]))
 
     def samples(self, step: int, tokens: Int[np.ndarray, "samples time"], format: Format) -> None:
         """Logs what the model makes at a step, to be heard, seen or read in TensorBoard.
@@ -186,10 +201,12 @@ class RunLog:
         numbers = {name: float(value) for name, value in metrics.items()}
         # JSON has no NaN and no infinity; a strict reader would stop at the line.
         finite = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
-        line = json.dumps({"step": int(step), "split": split, **finite})
-        self._metrics.append(line.encode() + b"\n")
+        record = {"step": int(step), "split": split, **finite}
+        self._metrics.append(json.dumps(record).encode() + b"\n")
         tagged = {f"{split}/{name}": value for name, value in numbers.items()}
         self._write_event(tensorboard.scalars_record(int(step), tagged))
+        if self._on_metrics is not None:
+            self._on_metrics(record)
 
     def _write_event(self, record: bytes) -> None:
         """Writes a record, in a new file if need be."""

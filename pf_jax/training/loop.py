@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,12 @@ _NATS_TO_BITS = 1.0 / math.log(2.0)
 _MOST_SKIPPED_SHOWN = 20
 
 
-def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
+def train(
+    config: TrainConfig,
+    workdir: epath.PathLike,
+    *,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainState:
     """Trains a model, or goes on with the training that `workdir` holds.
 
     Works on all devices of all hosts that were joined (`pf_jax.training.hosts.join`); each host
@@ -50,6 +56,9 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
     Args:
         config: The experiment.
         workdir: Where checkpoints and logs are kept, a directory or a gs:// path.
+        on_metrics: Is given each line of `metrics.jsonl` as it is written, after those that an
+            earlier run left there, and takes the place of the lines that tell of progress. For
+            notebooks: see `pf_jax.evaluation.LiveCurves`.
 
     Returns:
         The state at the end (or at the interruption), on the host.
@@ -89,6 +98,7 @@ def train(config: TrainConfig, workdir: epath.PathLike) -> TrainState:
                 num_steps=config.num_steps,
                 resume_step=resume_step,
                 write=jax.process_index() == 0,
+                on_metrics=on_metrics,
             ) as log,
             Profiler(config.profile, workdir) as profiler,
         ):
