@@ -70,6 +70,36 @@ def test_train_tpu(home):
         assert np.ptp(waveform) > 0
 
 
+def test_sample(home):
+    text, sounds, pictures = run("sample", home)
+    assert "Step 2, 8,000 samples a second" in text
+    found = [float(bits) for bits in re.findall(r"^([\d.]+) bits per sample", text, re.M)]
+    assert len(found) == 3
+    assert 0 < min(found) <= max(found) < 12
+    assert (sounds, pictures) == (6, 1 + 6 + 1), "curves, each sound, horizons"
+    assert len(re.findall(r"^level \d: median [\d.,]+ ms", text, re.M)) == 3
+    original = audio.read(home / "unheard.wav")[0][:1_600]
+    wholes = [audio.read(home / f"continuation_{number}.wav")[0] for number in range(3)]
+    for whole in wholes:
+        assert len(whole) == 3_200
+        np.testing.assert_allclose(whole[:1_600], original, atol=0.02)
+    assert np.abs(wholes[0] - wholes[1]).max() > 0.01
+
+
+def test_poolformer_from_scratch(home):
+    text, sounds, pictures = run("poolformer_from_scratch", home)
+    for checked in (
+        "the scan, the loop and pf_jax agree",
+        "our RG-LRU and that of pf_jax agree",
+        "the future is dark, and all of the past is seen",
+        "step by step and in parallel: the same",
+    ):
+        assert checked in text
+    losses = [float(bits) for bits in re.findall(r"^step \d+: ([\d.]+) bits", text, re.M)]
+    assert losses[-1] < losses[0] < 8
+    assert (sounds, pictures) == (2, 3), "the music and the model; a wave, a triangle, a curve"
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_stripped_and_linked_and_of_one_size_cell(path):
     notebook = read(path)
