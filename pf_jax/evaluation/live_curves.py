@@ -44,11 +44,13 @@ class LiveCurves:
         self._seconds = seconds
         self._show = _display() if show is None else show
         self._records: list[dict[str, Any]] = []
-        self._drawn = time.monotonic()
+        self._drawn: float | None = None
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Takes a line of `metrics.jsonl`, and draws if it is time to."""
         self._records.append(record)
+        if self._drawn is None:  # What an earlier run left comes all at once, and then is drawn.
+            self._drawn = time.monotonic()
         if time.monotonic() - self._drawn >= self._seconds:
             self.draw()
 
