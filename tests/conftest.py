@@ -22,7 +22,14 @@ os.environ.setdefault("XLA_FLAGS", _QUICK)
 gc.set_threshold(50_000, 20, 50)
 
 # What takes long comes first, so that no process is left alone with it; each takes whole files.
-_LONG = ("test_hosts.py", "/training/", "/experiments/", "test_readme.py", "test_notebooks.py", "/sampling/")
+_LONG = (
+    "test_hosts.py",
+    "/training/",
+    "/experiments/",
+    "test_readme.py",
+    "test_notebooks.py",
+    "/sampling/",
+)
 
 
 def pytest_collection_modifyitems(items):

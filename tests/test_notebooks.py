@@ -73,7 +73,7 @@ def test_train_tpu(home):
 def test_sample(home):
     text, sounds, pictures = run("sample", home)
     assert "Step 2, 8,000 samples a second" in text
-    found = [float(bits) for bits in re.findall(r"^([\d.]+) bits per sample", text, re.M)]
+    found = [float(bits) for bits in re.findall(r"^This one took ([\d.]+) bits", text, re.M)]
     assert len(found) == 3
     assert 0 < min(found) <= max(found) < 12
     assert (sounds, pictures) == (6, 1 + 6 + 1), "curves, each sound, horizons"
