@@ -15,15 +15,20 @@ setup: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("pf_jax needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@echo "Installing into $(VENV), which takes a minute or two ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 demo: setup
+	@echo "Training a small model on procedural music, in minutes:"
 	$(BIN)/python -m experiments.train --config=demo --workdir=$(DEMO)/run
+	@echo && echo "To compare its bits per sample with, a Markov model:"
 	$(BIN)/python -m experiments.baseline --config=demo
+	@echo && echo "Sounds of the model:"
 	$(BIN)/python -m experiments.sample --checkpoint=$(DEMO)/run --num_samples=4 --seconds=6 --output=$(DEMO)/samples
+	@echo && echo "Open this in a browser: file://$(abspath $(DEMO))/samples/index.html"
 
 # The TPU compiler, for the tests of what would run on a TPU. It is kept apart: installed beside JAX,
 # it would tell at every start that there is no TPU here.
