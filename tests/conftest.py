@@ -26,7 +26,7 @@ _LONG = (
     "test_hosts.py",
     "/training/",
     "/experiments/",
-    "test_readme.py",
+    "/docs/",
     "test_notebooks.py",
     "/sampling/",
 )

@@ -1,7 +1,9 @@
-"""Reads the pages in docs: their commands would be understood, their flags and links exist."""
+"""Reads the pages: their commands would be understood, their flags, links and extras exist.
+
+So are the commands that are not run, and those inside sentences and tables.
+"""
 
 import configparser
-import itertools
 import json
 import pathlib
 import re
@@ -16,9 +18,8 @@ from experiments import cli
 from pf_jax import fields
 from pf_jax.evaluation.classifier import ClassifierConfig
 from pf_jax.training.config import TrainConfig
-
-ROOT = pathlib.Path(__file__).parents[1]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+from tests.docs import pages
+from tests.docs.pages import PAGES, ROOT
 
 # Two commands may have a flag of one name, so each module's are forgotten before the next one's.
 PARSE = """
@@ -50,16 +51,17 @@ print(json.dumps([known, errors]))
 """
 
 
-def lines_of_shell(page: pathlib.Path) -> Iterator[str]:
-    """The commands on a page; what a backslash or a quote continues is one of them."""
-    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.M | re.S):
-        command = ""
-        for line in block.replace("\\\n", " ").splitlines():
-            command += line + "\n"
-            if command.count('"') % 2 == 0:
-                yield command
-                command = ""
-        assert not command, f"{page.name}: a quote is not closed in {command}"
+# A command may be excused from being run only for one of these.
+EXCUSES = r"\b(GPUs?|TPUs?|Cloud|cluster|machines|account|login|download of [\d.]+ [MG]B)\b"
+
+
+def commands_of(page: pathlib.Path) -> Iterator[str]:
+    """The commands on a page, in blocks and within text."""
+    for block in pages.blocks(page):
+        if block.kind == "sh":
+            yield from (command for _, command in pages.commands(block))
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.M | re.S)
+    yield from re.findall(r"`(python -m [^`]*)`", text)
 
 
 def runs_of_modules(command: str) -> Iterator[tuple[str, list[str]]]:
@@ -79,12 +81,14 @@ def runs_of_modules(command: str) -> Iterator[tuple[str, list[str]]]:
 
 def test_commands_and_flags_exist():
     seen = {}
-    commands = itertools.chain.from_iterable(map(lines_of_shell, DOCS))
-    for module, arguments in itertools.chain.from_iterable(map(runs_of_modules, commands)):
+    commands = [command for page in PAGES for command in commands_of(page)]
+    for module, arguments in [run for command in commands for run in runs_of_modules(command)]:
+        if "--help" in arguments:
+            continue
         overrides, rest = cli.split_overrides(arguments)  # Raises where one is unknown.
         configs = [word.removeprefix("--config=") for word in rest if word.startswith("--config=")]
         for name in configs:
-            if not name.endswith(".py"):  # The user's own.
+            if not name.endswith(".py") and name != "NAME":  # The user's own; any.
                 cli.load_config(name, overrides)
         assert configs or not overrides, f"{module} takes no config"
         seen.setdefault(module, []).append(rest)
@@ -98,13 +102,26 @@ def test_commands_and_flags_exist():
     assert not errors
     overridable = {*fields.leaves(TrainConfig), *fields.leaves(ClassifierConfig)}
     # In the text as well. Flags with an underscore are ours; those of gcloud and Slurm have none.
-    for page in DOCS:
+    for page in PAGES:
         text = page.read_text()
         assert set(re.findall(r"--config\.([\w.]*\w)", text)) <= overridable
         assert set(re.findall(r"--([a-z]+_[a-z_]+)", text)) <= set(known)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda page: page.name)
+def test_what_is_not_run_says_for_want_of_what():
+    reasons = [block.reason for page in PAGES for block in pages.blocks(page) if block.reason]
+    assert len(reasons) >= 10
+    assert all(re.search(EXCUSES, reason) for reason in reasons)
+    # Each marker stands before a block that would be run without it.
+    assert len(reasons) == sum(page.read_text().count("<!-- not run") for page in PAGES)
+    for page in PAGES:
+        for block in pages.blocks(page):
+            assert not block.reason or block.kind in ("sh", "python")
+            if block.reason and block.kind == "python":
+                compile(block.text, pages.where(page, block.line), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_and_extras_exist(page):
     text = page.read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):

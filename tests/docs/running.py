@@ -1,0 +1,163 @@
+"""Runs all commands and blocks of a page as one script of bash, in a home directory of its own."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from pf_jax import audio
+from tests.docs import pages, small
+
+_HERE = pathlib.Path(__file__).parent
+_MOST_SECONDS = 1_200  # Then something waits for what will not come.
+_WEIGHTS = _HERE.parent / "evaluation" / "fixtures" / "module_zip.pth"
+# Runs that a page speaks of but does not make itself.
+_MADE_BEFORE = "python -m experiments.train --config=folder --config.data.path=~/music --workdir="
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A page whose commands have been run.
+
+    Attributes:
+        home: Where they ran.
+        log: All that they printed.
+        failure: The line of the command that failed and the command; None if none did.
+    """
+
+    home: pathlib.Path
+    log: str
+    failure: tuple[int, str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """What runs pages.
+
+    Attributes:
+        bin: A directory with a `python` that starts fast.
+        data: Where prepared data is kept for all pages.
+        environment: That of the commands.
+    """
+
+    bin: pathlib.Path
+    data: pathlib.Path
+    environment: dict[str, str]
+
+    def run(self, page: pathlib.Path, home: pathlib.Path, **environment: str) -> Done:
+        """Runs a page in an empty directory, which becomes its home."""
+        _make_music(home)
+        text = "".join(block.text for block in pages.blocks(page) if not block.reason)
+        if "resnext.pth" in text:
+            shutil.copy(_WEIGHTS, home / "resnext.pth")
+        made = set(re.findall(r"--(?:workdir|output)=~/runs/(\w+)", text))
+        for name in sorted(set(re.findall(r"~/runs/(\w+)", text)) - made):
+            command = _MADE_BEFORE + f"~/runs/{name}"
+            done = self._bash([(0, command, command)], home, environment)
+            assert done.failure is None, done.log
+        return self._bash(list(_steps(page, home)), home, environment)
+
+    def _bash(
+        self, steps: list[tuple[int, str, str]], home: pathlib.Path, environment: dict[str, str]
+    ) -> Done:
+        script = [f". {shlex.quote(str(_HERE / 'prelude.sh'))}"]
+        for number, (_, _, command) in enumerate(steps):
+            script += [f"echo '@@ {number}'", command, "_check"]
+        log = home / ".log"
+        with log.open("w") as output:
+            done = subprocess.run(
+                ["bash", "-c", "\n".join([*script, "_settle"])],
+                cwd=home,
+                env=self.environment
+                | {
+                    "HOME": str(home),
+                    "TFDS_DATA_DIR": str(self.data),
+                    "PATH": f"{self.bin}:{os.environ['PATH']}",
+                    "BIN": str(self.bin),
+                    "HERE": str(_HERE),
+                    "ROOT": str(pages.ROOT),
+                }
+                | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=_MOST_SECONDS,
+            )
+        text = log.read_text(errors="replace")
+        failure = None
+        if done.returncode:
+            line, command, _ = steps[int(re.findall(r"^@@ (\d+)$", text, re.M)[-1])]
+            failure = line, command
+        return Done(home, text, failure)
+
+
+def _steps(page: pathlib.Path, home: pathlib.Path) -> Iterator[tuple[int, str, str]]:
+    """Lines of the page, what stands there, and what is run for it."""
+    (home / "tmp").mkdir()
+
+    def here(text: str) -> str:
+        return re.sub(r"(?<![\w.~])/tmp/", f"{home}/tmp/", text)
+
+    for block in pages.blocks(page):
+        if block.file:
+            file = home / "saved" / pathlib.Path(block.file).name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(here(block.text))
+            to = re.sub("^~", str(home), here(block.file))
+            yield block.line, block.text, f"mkdir -p $(dirname {to}) && cp {file} {to}"
+        elif block.reason:
+            continue
+        elif block.kind == "sh":
+            yield from ((line, text, here(text)) for line, text in pages.commands(block))
+        elif block.kind == "python":
+            file = home / f".{page.stem}_{block.line}.py"
+            # As many lines before it as there are on the page, for tracebacks.
+            file.write_text("\n" * (block.line - 1) + small.shrink_python(here(block.text)))
+            yield block.line, block.text, f"_block {shlex.quote(str(file))}"
+
+
+def _make_music(home: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("tune", "second", "third"):
+        noise = np.convolve(rng.normal(size=16_000), np.ones(20) / 20, "same")
+        audio.write(home / "music" / f"{name}.wav", 0.5 * noise / np.abs(noise).max(), 16_000)
+
+
+@contextlib.contextmanager
+def runner() -> Iterator[Runner]:
+    """A runner, with its server of interpreters."""
+    environment = os.environ | {
+        "PYTHONPATH": str(pages.ROOT),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with tempfile.TemporaryDirectory() as name:
+        directory = pathlib.Path(name)
+        address = directory / "socket"
+        client = [sys.executable, "-I", "-S", str(_HERE / "python_client.py"), str(address)]
+        for place, size in (("nested", "as_it_is"), ("bin", "small")):
+            file = directory / place / "python"
+            file.parent.mkdir()
+            words = [*client, str(directory / "nested" / "python"), size]
+            file.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+            file.chmod(0o755)
+        with subprocess.Popen(
+            [sys.executable, str(_HERE / "interpreter.py"), str(address)],
+            # One thread: that of NumPy's linear algebra would be a second one.
+            env=environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,  # It ends when this is closed.
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as server:
+            assert server.stdout.readline() == "ready\n"
+            yield Runner(directory / "bin", directory / "data", environment)
+            server.stdin.close()
+            server.wait()
