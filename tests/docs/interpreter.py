@@ -1,14 +1,16 @@
 """A `python` for the commands of the pages that need not import JAX anew for each of them.
 
 A server imports what all commands import, once, and starts no backend of JAX, so that it has a
-single thread and may fork. `python` on the pages is a small client, `python_client.py`: it hands its
-arguments, directory, environment and open files to the server, passes signals on, and ends as the
-command does. `python -m MODULE` and `python FILE` run in a fork of the server as a fresh interpreter
-would run them; anything else, and whatever has another JAX in its environment, in a fresh one.
+single thread and may fork. `python` on the pages is a small client, `python_client.py`: it hands
+its arguments, directory, environment and open files to the server, passes signals on, and ends as
+the command does. `python -m MODULE` and `python FILE` run in a fork of the server as a fresh
+interpreter would run them; anything else, and what sets variables that JAX reads while it is
+imported, in a fresh one.
 
 Run as `python interpreter.py SOCKET`; ends when its standard input does.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -21,8 +23,6 @@ import sys
 
 from tests.docs import small
 
-# What the modules of JAX and Python look at while they are imported.
-_FIXED = ("JAX_", "PYTHON")
 
 
 def main() -> None:
@@ -38,6 +38,8 @@ def main() -> None:
     assert not xla_bridge._backends, "A module computes with JAX while it is imported."
     if os.path.exists("/proc/self/task"):
         assert len(os.listdir("/proc/self/task")) == 1, "A fork has one thread only."
+    gc.collect()
+    gc.freeze()  # What is never looked at stays shared.
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(sys.argv[1])
     listener.listen(64)
@@ -97,16 +99,17 @@ def _run(request: dict, files: list[int]) -> None:
     environment, arguments = request["environment"], request["arguments"]
     if request["small"]:
         arguments = small.shrink(arguments)
-    same = [n for n in {*environment, *os.environ} if n.startswith(_FIXED)]
-    if (
-        any(environment.get(n) != os.environ.get(n) for n in same)
-        or not (is_module := arguments[:1] == ["-m"])
-        and not (arguments and arguments[0].endswith(".py"))
-    ):
+    is_module = arguments[:1] == ["-m"]
+    is_file = bool(arguments) and arguments[0].endswith(".py")
+    names = [name for name in {*environment, *os.environ} if name.startswith("JAX_")]
+    is_same = all(environment.get(name) == os.environ.get(name) for name in names)
+    if not (is_same and (is_module or is_file)):
         os.execve(sys.executable, [sys.executable, *arguments], environment)
     os.environ.clear()
     os.environ.update(environment)
     sys.executable = request["nested"]
+    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [path for path in paths if path and path not in sys.path]
     if is_module:
         sys.argv = arguments[1:]
         sys.path[0] = request["directory"]

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import shlex
 import textwrap
 from collections.abc import Iterator
 
@@ -60,15 +61,24 @@ def commands(block: Block) -> Iterator[tuple[int, str]]:
         command += line
         if line.endswith("\\"):
             command = command[:-1] + " "
-        elif (end := re.search(r"<<-? *['\"]?(\w+)", command)) and line.strip() != end[1]:
-            command += "\n"
-        elif not end and (command.count('"') % 2 or command.count("'") % 2):
+        elif _goes_on(command, line):
             command += "\n"
         else:
             if command.strip() and not command.lstrip().startswith("#"):
                 yield first, command
             command = ""
     assert not command, f"line {first}: something is left open in {command}"
+
+
+def _goes_on(command: str, line: str) -> bool:
+    """Whether more lines belong to a command than those up to this one."""
+    if end := re.search(r"<<-? *['\"]?(\w+)", command):
+        return line.strip() != end[1]
+    try:
+        shlex.split(command, comments=True)
+    except ValueError:  # No closing quotation.
+        return True
+    return False
 
 
 def where(page: pathlib.Path, line: int) -> str:

@@ -19,7 +19,7 @@ ADDED = {
     "experiments.compare": [
         "--config.data.window=256",
         "--config.model.num_heads=2",
-        "--budget=2steps",
+        "--budget=0.05s",
         "--seeds=0",
         "--evaluations=1",
         "--seconds=0.02",

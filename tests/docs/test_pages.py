@@ -1,20 +1,21 @@
 """Runs every command and code block of the README and of the docs.
 
 The blocks of a page that are marked `sh` or `python` run in their order, in one shell and one
-session of Python, in a home directory of the page with three recordings in `~/music`. What the page
-says to save ("Save this as `FILE`:") is saved and not run. By these rules the machine stays as it is:
+session of Python, in a home directory of the page with three recordings in `~/music`. What the
+page says to save ("Save this as `FILE`:") is saved and not run. By these rules it takes seconds,
+and leaves the machine as it is:
 
 - Runs are small: `small.py` says how, by flags that any user could give. So none of the figures on
   the pages is checked.
 - `make` is run with `-n`; nothing is installed by `pip`, cloned or put into a virtual environment
-  (`prelude.sh`), but the extras exist (`test_text.py`). A player and TensorBoard take what they are
-  given. `/tmp/` is a directory of the page.
+  (`prelude.sh`), but the extras exist (`test_text.py`). A player and TensorBoard take what they
+  are given. `/tmp/` is a directory of the page.
 - A run `~/runs/NAME` that the page does not make has been made before.
 - `python` starts fast, see `interpreter.py`.
 - Where the TPU's compiler is not installed, what takes it prints its help.
 
-A block for which hardware, an account or a large download is needed has a comment on the line above,
-`<!-- not run: REASON -->`; its commands and flags are looked up by `test_text.py`, too.
+A block that needs hardware, an account or a large download has a comment on the line above,
+`<!-- not run: REASON -->`; `test_text.py` looks its commands and flags up, too.
 """
 
 import functools
