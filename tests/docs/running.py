@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -20,8 +21,8 @@ from tests.docs import pages, small
 _HERE = pathlib.Path(__file__).parent
 _MOST_SECONDS = 1_200  # Then something waits for what will not come.
 _WEIGHTS = _HERE.parent / "evaluation" / "fixtures" / "module_zip.pth"
-# Runs that a page speaks of but does not make itself.
-_MADE_BEFORE = "python -m experiments.train --config=folder --config.data.path=~/music --workdir="
+_TRAIN = "python -m experiments.train --config=folder --config.data.path=~/music"
+_TRAIN += " --workdir=~/runs/music"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +40,18 @@ class Done:
     failure: tuple[int, str] | None
 
 
-@dataclasses.dataclass(frozen=True)
 class Runner:
     """What runs pages.
 
-    Attributes:
-        bin: A directory with a `python` that starts fast.
-        data: Where prepared data is kept for all pages.
+    Args:
+        directory: For its own files; `bin` in it has a `python` that starts fast.
         environment: That of the commands.
     """
 
-    bin: pathlib.Path
-    data: pathlib.Path
-    environment: dict[str, str]
+    def __init__(self, directory: pathlib.Path, environment: dict[str, str]):
+        self.bin = directory / "bin"
+        self.environment = environment
+        self._directory = directory
 
     def run(self, page: pathlib.Path, home: pathlib.Path, **environment: str) -> Done:
         """Runs a page in an empty directory, which becomes its home."""
@@ -60,11 +60,18 @@ class Runner:
         if "resnext.pth" in text:
             shutil.copy(_WEIGHTS, home / "resnext.pth")
         made = set(re.findall(r"--(?:workdir|output)=~/runs/(\w+)", text))
-        for name in sorted(set(re.findall(r"~/runs/(\w+)", text)) - made):
-            command = _MADE_BEFORE + f"~/runs/{name}"
-            done = self._bash([(0, command, command)], home, environment)
-            assert done.failure is None, done.log
+        for name in set(re.findall(r"~/runs/(\w+)", text)) - made:
+            shutil.copytree(self._trained, home / "runs" / name)
         return self._bash(list(_steps(page, home)), home, environment)
+
+    @functools.cached_property
+    def _trained(self) -> pathlib.Path:
+        """A run that pages speak of but do not make themselves."""
+        home = self._directory / "before"
+        _make_music(home)
+        done = self._bash([(0, _TRAIN, _TRAIN)], home, {})
+        assert done.failure is None, done.log
+        return home / "runs" / "music"
 
     def _bash(
         self, steps: list[tuple[int, str, str]], home: pathlib.Path, environment: dict[str, str]
@@ -80,7 +87,7 @@ class Runner:
                 env=self.environment
                 | {
                     "HOME": str(home),
-                    "TFDS_DATA_DIR": str(self.data),
+                    "TFDS_DATA_DIR": str(self._directory / "data"),
                     "PATH": f"{self.bin}:{os.environ['PATH']}",
                     "BIN": str(self.bin),
                     "HERE": str(_HERE),
@@ -158,6 +165,6 @@ def runner() -> Iterator[Runner]:
             text=True,
         ) as server:
             assert server.stdout.readline() == "ready\n"
-            yield Runner(directory / "bin", directory / "data", environment)
+            yield Runner(directory, environment)
             server.stdin.close()
             server.wait()

@@ -35,7 +35,6 @@ FILES = {
         "runs/music/evaluation/test/index.html": 1,
         "analysis/index.html": 1,
         "report.html": 1,
-        "look/*.wav": 2,
         "first.wav": 1,
     },
     "own_mixer.md": {"new/*.wav": 4, "tmp/moving_average/evaluation/test/index.html": 1},
