@@ -24,7 +24,6 @@ import sys
 from tests.docs import small
 
 
-
 def main() -> None:
     """Imports, and then serves one client after the other."""
     import pf_jax

@@ -17,13 +17,13 @@ _block() {
   echo "$1" >&"${_PYTHON[1]}" && read -r -u "${_PYTHON[0]}" answer && [ "$answer" = done ]
 }
 
-make() { command make -n -C "$ROOT" "$@"; }
 pip() { :; }
 git() { [ "$1" != clone ] || mkdir -p "${3:-$(basename "$2" .git)}"; }
 _venv() {
   mkdir -p "$1/bin" && touch "$1/bin/activate"
   ln -sf "$BIN/python" "$1/bin/python" && ln -sf "$(type -P true)" "$1/bin/pip"
 }
+make() { command make -n -C "$ROOT" "$@" > /dev/null && _venv .venv; }
 python() {
   case "$1 $2" in
     "-m venv") _venv "$3" ;;
