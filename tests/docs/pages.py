@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 _BLOCK = re.compile(r"^( *)```([^\s`]+)[^\n]*\n(.*?)^\1```[ ]*$", re.M | re.S)
-_NOT_RUN = re.compile(r"<!-- not run: (.*?) *-->\s*\Z", re.S)
+_NOT_RUN = re.compile(r"<!-- not run: ((?:(?!-->).)*?)\s*-->\s*\Z", re.S)
 _FILE = re.compile(r"\b[Ss]ave\s+(?:it|this|that)\s+as\s+`([^`]+)`:\s*\Z")
 
 
