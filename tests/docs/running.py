@@ -32,12 +32,12 @@ class Done:
     Attributes:
         home: Where they ran.
         log: All that they printed.
-        failure: The line of the command that failed and the command; None if none did.
+        failure: The line of the command that failed, the command and its status; None if none did.
     """
 
     home: pathlib.Path
     log: str
-    failure: tuple[int, str] | None
+    failure: tuple[int, str, int] | None
 
 
 class Runner:
@@ -103,7 +103,7 @@ class Runner:
         failure = None
         if done.returncode:
             line, command, _ = steps[int(re.findall(r"^@@ (\d+)$", text, re.M)[-1])]
-            failure = line, command
+            failure = line, command, done.returncode
         return Done(home, text, failure)
 
 

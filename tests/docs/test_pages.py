@@ -52,9 +52,9 @@ def run(tmp_path_factory):
             environment = {"XLA_FLAGS": ""} if page.name == "README.md" else {}
             done = runner.run(page, tmp_path_factory.mktemp("home"), **environment)
             if done.failure:
-                line, command = done.failure
-                where = pages.where(page, line)
-                pytest.fail(f"{where}: {command}\n{done.log[-5_000:]}", pytrace=False)
+                line, command, status = done.failure
+                where = f"{pages.where(page, line)}: {command}\nended with status {status}"
+                pytest.fail(f"{where}\n{done.log[-5_000:]}", pytrace=False)
             return done
 
         run.bin, run.environment = runner.bin, runner.environment
