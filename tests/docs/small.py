@@ -21,6 +21,7 @@ ADDED = {
         "--config.model.num_heads=2",
         "--budget=0.05s",
         "--seeds=0",
+        "--num_samples=0",
         "--evaluations=1",
         "--seconds=0.02",
     ],
