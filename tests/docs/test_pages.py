@@ -37,7 +37,7 @@ FILES = {
         "report.html": 1,
         "first.wav": 1,
     },
-    "own_mixer.md": {"new/*.wav": 4, "tmp/moving_average/evaluation/test/index.html": 1},
+    "docs/own_mixer.md": {"new/*.wav": 4, "tmp/moving_average/evaluation/test/index.html": 1},
 }
 
 
@@ -49,7 +49,7 @@ def run(tmp_path_factory):
         @functools.cache
         def run(page):
             # What the README shows is compiled as users have it.
-            environment = {"XLA_FLAGS": ""} if page.name == "README.md" else {}
+            environment = {"XLA_FLAGS": ""} if page == pages.ROOT / "README.md" else {}
             done = runner.run(page, tmp_path_factory.mktemp("home"), **environment)
             if done.failure:
                 line, command, status = done.failure
@@ -64,7 +64,7 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: str(page.relative_to(pages.ROOT)))
 def test_commands_and_blocks_run_in_their_order(run, page):
     home = run(page).home
-    for pattern, number in FILES.get(page.name, {}).items():
+    for pattern, number in FILES.get(str(page.relative_to(pages.ROOT)), {}).items():
         assert len(list(home.glob(pattern))) == number, pattern
 
 

@@ -52,7 +52,7 @@ print(json.dumps([known, errors]))
 
 
 # A command may be excused from being run only for one of these.
-EXCUSES = r"\b(GPUs?|TPUs?|Cloud|cluster|machines|account|login|download of [\d.]+ [MG]B)\b"
+EXCUSES = r"\b(GPUs?|TPUs?|Cloud|cluster|machines|account|login|download of [\d.]+ [MG]B|large download)\b"
 
 
 def commands_of(page: pathlib.Path) -> Iterator[str]:
