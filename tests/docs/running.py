@@ -17,10 +17,11 @@ import numpy as np
 
 from pf_jax import audio
 from tests.docs import pages, small
+from tests.training import numpy_sashimi
 
 _HERE = pathlib.Path(__file__).parent
 _MOST_SECONDS = 3_600  # Then something waits for what will not come.
-_WEIGHTS = _HERE.parent / "evaluation" / "fixtures" / "module_zip.pth"
+_RESNEXT = _HERE.parent / "evaluation" / "fixtures" / "module_zip.pth"
 _TRAIN = "python -m experiments.train --config=folder --config.data.path=~/music"
 _TRAIN += " --workdir=~/runs/music"
 
@@ -57,8 +58,11 @@ class Runner:
         """Runs a page in an empty directory, which becomes its home."""
         _make_music(home)
         text = "".join(block.text for block in pages.blocks(page) if not block.reason)
-        if "resnext.pth" in text:
-            shutil.copy(_WEIGHTS, home / "resnext.pth")
+        if "resnext.pth" in text:  # Models of others, that a page takes over.
+            shutil.copy(_RESNEXT, home / "resnext.pth")
+        if "sashimi.npz" in text:
+            shapes = numpy_sashimi.shapes(4, 2, (2, 3), vocab=9, states=6)
+            np.savez(home / "sashimi.npz", **numpy_sashimi.random_weights(shapes))
         made = set(re.findall(r"--(?:workdir|output)=~/runs/(\w+)", text))
         for name in set(re.findall(r"~/runs/(\w+)", text)) - made:
             shutil.copytree(self._trained, home / "runs" / name)
