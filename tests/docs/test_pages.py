@@ -30,13 +30,12 @@ from tests.docs.running import runner as make_runner
 FILES = {
     "README.md": {
         "new/*.wav": 8,
-        "more/*.wav": 2,
-        "best/*.wav": 4,
         "runs/music/evaluation/test/index.html": 1,
-        "analysis/index.html": 1,
-        "report.html": 1,
         "first.wav": 1,
+        "music_model/model.safetensors": 1,
     },
+    "docs/sampling.md": {"sounds/*.wav": 3, "continued/*.wav": 2, "chosen/*.wav": 4},
+    "docs/evaluation.md": {"analysis/index.html": 1, "report.html": 1},
     "docs/own_mixer.md": {"new/*.wav": 4, "tmp/moving_average/evaluation/test/index.html": 1},
 }
 
@@ -68,8 +67,9 @@ def test_commands_and_blocks_run_in_their_order(run, page):
         assert len(list(home.glob(pattern))) == number, pattern
 
 
-def test_the_readme_streams_sound(run):
-    assert (run(pages.ROOT / "README.md").home / "heard.pcm").stat().st_size == 2 * 320
+def test_sound_is_streamed(run):
+    home = run(pages.ROOT / "docs" / "sampling.md").home
+    assert (home / "heard.pcm").stat().st_size == 2 * 160
 
 
 OWN_MIXER = pages.ROOT / "docs" / "own_mixer.md"
