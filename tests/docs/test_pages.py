@@ -10,7 +10,8 @@ and leaves the machine as it is:
 - `make` is run with `-n`; nothing is installed by `pip`, cloned or put into a virtual environment
   (`prelude.sh`), but the extras exist (`test_text.py`). A player and TensorBoard take what they
   are given. `/tmp/` is a directory of the page.
-- A run `~/runs/NAME` that the page does not make has been made before.
+- A run `~/runs/NAME` that the page does not make has been made before, and so have the weights of
+  others, `resnext.pth` and `sashimi.npz`.
 - `python` starts fast, see `interpreter.py`.
 - Where the TPU's compiler is not installed, what takes it prints its help.
 
