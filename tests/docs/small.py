@@ -19,6 +19,7 @@ ADDED = {
     "experiments.compare": [
         "--config.data.window=256",
         "--config.model.num_heads=2",
+        "--models=poolformer,no_gate",  # That the others have names is looked up in test_text.py.
         "--budget=0.05s",
         "--seeds=0",
         "--num_samples=0",
