@@ -13,6 +13,7 @@ from pf_jax.data.dataset import Dataset
 from pf_jax.data.recording import Collection, Recording, Skipped
 from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
+from tests import processes
 
 
 class Made(Builder, skip_registration=True):
@@ -208,7 +209,7 @@ def _fail(*args, **kwargs):
 
 def _start(script, *arguments):
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return processes.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _run(script, *arguments):

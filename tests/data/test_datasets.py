@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -25,6 +24,7 @@ from pf_jax.data.archive import Source
 from pf_jax.data.recording import Collection, Recording
 from pf_jax.errors import UserError
 from pf_jax.training import train
+from tests import processes
 from tests.data import archives
 
 FILES = {
@@ -317,7 +317,7 @@ def test_a_full_disk_while_preparing(tmp_path, name):
         "except UserError as error:\n"
         "    sys.exit(f'one clear line: {error}')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", script], capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("one clear line: Cannot write prepared data to"), done.stderr
     assert "File too large" in last
@@ -350,7 +350,7 @@ def test_each_preset_trains_on_its_data(tmp_path, name, monkeypatch):
     samples = tmp_path / "samples"
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = ["-m", "experiments.sample", "--num_samples=1", "--num_steps=64"]
-    subprocess.run(
+    processes.run(
         [sys.executable, *command, f"--checkpoint={tmp_path}/run", f"--output={samples}"],
         check=True,
         env=environment,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -25,6 +24,7 @@ from pf_jax.evaluation.sounds import (
     read_sounds,
     sound_files,
 )
+from tests import processes
 
 RATE = 4_000
 
@@ -147,7 +147,7 @@ def test_a_folder_is_measured_by_one_command(trained, tmp_path):
     rng = np.random.default_rng(3)
     for number in range(12):
         write(tmp_path / "sounds" / f"{number}.wav", 0.1 * rng.normal(size=2_048), 16_000)
-    done = subprocess.run(
+    done = processes.run(
         [
             *(sys.executable, "-m", "experiments.evaluate", f"--samples={tmp_path / 'sounds'}"),
             *(f"--classifier={trained.workdir}", f"--output={tmp_path / 'out'}"),

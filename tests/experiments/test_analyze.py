@@ -2,7 +2,6 @@
 
 import html
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ import soundfile
 from PIL import Image
 
 from pf_jax.training.checkpoint import find
+from tests import processes
 from tests.experiments.test_train_and_sample import ROOT, check_errors, run
 
 RATE, WINDOW = 8_000, 256
@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
     """A run's directory, where its prepared data is, and its sounds, which have moved since."""
     root = tmp_path_factory.mktemp("run")
     tones(root / "sounds", 12, seed=0)
-    done = subprocess.run(
+    done = processes.run(
         [
             *(sys.executable, "-m", "experiments.train", "--config=folder"),
             f"--workdir={root / 'run'}",

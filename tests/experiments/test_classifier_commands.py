@@ -1,7 +1,6 @@
 """The commands that make classifiers: trained, or converted from published weights."""
 
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from pf_jax.data import open_dataset
 from pf_jax.evaluation.classifier import load_classifier, mel_spectrogram
 from pf_jax.evaluation.classifier.saved import load_variables, merge_network
+from tests import processes
 from tests.evaluation.make_torch_fixture import FIXTURES, sounds
 from tests.evaluation.toy_digits import SAMPLES, write_toy_digits
 
@@ -17,7 +17,7 @@ WEIGHTS = str(FIXTURES / "module_zip.pth")
 
 def run(command, *arguments):
     """Runs a command as a user does; gives its status, stdout and stderr."""
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-m", f"experiments.{command}", *arguments],
         capture_output=True,
         text=True,

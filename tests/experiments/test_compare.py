@@ -24,6 +24,7 @@ from pf_jax.evaluation.comparison_variants_page import write_variants
 from pf_jax.training import OptimizerConfig, TrainConfig, train
 from pf_jax.training.budget import Budget
 from pf_jax.training.variants import make_variants
+from tests import processes
 from tests.evaluation.runs import Page, write_checkpoint, write_log
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -106,7 +107,7 @@ def test_the_command(config_file, tmp_path):
     command += [f"--models=poolformer,{BROKEN}", "--budget=0.1s,6steps", "--seeds=0"]
     command += ["--seconds=0.1", "--evaluations=3", f"--workdir={workdir}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = processes.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     page = Page(workdir / "comparison.html")
@@ -185,7 +186,7 @@ def test_what_ends_a_comparison_has_its_process_save_first(tmp_path):
         "cli.run(lambda argv: trials.launch(['a_module'], pathlib.Path('log')))"
     )
     paths = os.pathsep.join([str(ROOT), str(tmp_path)])
-    process = subprocess.Popen(
+    process = processes.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": paths},
@@ -347,7 +348,7 @@ def test_mistakes(config_file, tmp_path):
         [f"--{name}={value}" for name, value in (good | changed).items() if value is not None]
         for changed, _ in mistakes
     ]
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-c", SERVER],
         input=json.dumps(lines),
         capture_output=True,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import jax
@@ -10,6 +9,7 @@ import pytest
 
 from experiments.cli import load_config
 from pf_jax.training.state import init_train_state, make_optimizer
+from tests import processes
 from tests.training.test_program import needs_compiler
 
 pytestmark = needs_compiler
@@ -20,7 +20,7 @@ SMALL |= {"data.window": 256, "batch_size": 8}
 
 def run(*arguments):
     flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    return subprocess.run(
+    return processes.run(
         [sys.executable, "-m", "experiments.compile", "--config=demo", *flags, *arguments],
         capture_output=True,
         text=True,

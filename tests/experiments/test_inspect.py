@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -12,11 +11,12 @@ from PIL import Image
 
 from experiments import inspect
 from pf_jax.data import DataConfig, open_dataset
+from tests import processes
 from tests.data import archives
 
 
 def run(*arguments):
-    return subprocess.run(
+    return processes.run(
         [sys.executable, "-m", "experiments.inspect", *arguments],
         capture_output=True,
         text=True,

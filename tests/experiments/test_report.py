@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -16,6 +15,7 @@ import soundfile
 from pf_jax.config import PoolformerConfig
 from pf_jax.data import DataConfig
 from pf_jax.training import OptimizerConfig, TrainConfig, train
+from tests import processes
 from tests.evaluation.runs import EVALUATION, Page, write_evaluation, write_log
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,7 +43,7 @@ json.dump(answers, sys.stdout)
 
 
 def report(*arguments, program=("-m", "experiments.report"), **options):
-    return subprocess.run(
+    return processes.run(
         [sys.executable, *program, *map(str, arguments)],
         capture_output=True,
         text=True,

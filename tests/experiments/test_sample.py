@@ -1,5 +1,6 @@
 """What `experiments.sample` writes and plays, against the model's own parallel form."""
 
+import functools
 import math
 import os
 import pathlib
@@ -8,13 +9,15 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
+import scipy.special
 import soundfile
+from flax import nnx
 
 import pf_jax
 from pf_jax.audio import io
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 RATE = 8_000
@@ -22,7 +25,7 @@ STEPS = 400
 
 
 def command(name, *arguments, **options):
-    return subprocess.run(
+    return processes.run(
         [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
         capture_output=True,
         cwd=ROOT,
@@ -69,11 +72,20 @@ def sample(checkpoint, output, *arguments):
     return sorted(pathlib.Path(output).glob("*.wav")), np.array(bits, float)
 
 
+@nnx.jit
+def parallel(model, tokens):
+    return model(tokens)
+
+
+loaded = functools.cache(pf_jax.load)
+
+
 def bits_of(checkpoint, paths):
     """Bits per sample of the last STEPS samples of files, by the parallel form."""
-    model, meta = pf_jax.load(checkpoint)
+    model, meta = loaded(checkpoint)
     tokens = np.stack([meta.audio_format.encode(io.read(path)[0]) for path in paths])
-    log_p = np.asarray(jax.nn.log_softmax(model(tokens.astype(np.int32))), np.float64)
+    logits = np.asarray(parallel(model, tokens.astype(np.int32)), np.float64)
+    log_p = scipy.special.log_softmax(logits, axis=-1)
     log_p = np.take_along_axis(log_p, tokens[..., None].astype(int), axis=-1)[..., 0]
     return -log_p[:, -STEPS:].mean(axis=1) / math.log(2)
 
@@ -132,7 +144,7 @@ def test_a_stream_is_the_sound_of_the_file(checkpoint, ten, tune, tmp_path):
 
 
 def test_a_closed_pipe_ends_an_endless_stream_quietly(checkpoint):
-    process = subprocess.Popen(
+    process = processes.Popen(
         [sys.executable, "-m", "experiments.sample", f"--checkpoint={checkpoint}", "--stream"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -158,7 +170,7 @@ def test_the_guard_compares_with_the_validation_data(checkpoint, ten, tmp_path):
 
 
 def test_an_interrupt_keeps_what_was_drawn(checkpoint, tmp_path):
-    process = subprocess.Popen(
+    process = processes.Popen(
         [
             *(sys.executable, "-m", "experiments.sample", f"--checkpoint={checkpoint}"),
             *(f"--output={tmp_path}", "--num_samples=2", "--seconds=2000"),

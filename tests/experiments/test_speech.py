@@ -4,10 +4,11 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 
 import pytest
+
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
@@ -25,7 +26,7 @@ SMALL = (
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 def test_spoken_digits_beat_a_markov_model(tmp_path):
     command = [sys.executable, "-m", "benchmarks.speech", "--steps=400", f"--workdir={tmp_path}"]
-    done = subprocess.run(
+    done = processes.run(
         [*command, "--", *SMALL],
         capture_output=True,
         text=True,

@@ -8,12 +8,13 @@ import pathlib
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import soundfile
+
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 RATE = 22_050
@@ -34,14 +35,17 @@ SMALL = (
 )
 
 
+SERVER = "import sys; from tests.experiments.test_train_and_sample import serve; serve(sys.argv[1])"
+
+
 def run(module, *command_lines, **env):
     """Runs a command for each of the command lines, all in one process.
 
     Returns:
         For each its exit status, stdout and stderr.
     """
-    done = subprocess.run(
-        [sys.executable, __file__, module],
+    done = processes.run(
+        [sys.executable, "-c", SERVER, module],
         input=json.dumps(command_lines),
         capture_output=True,
         text=True,
@@ -52,7 +56,7 @@ def run(module, *command_lines, **env):
     return json.loads(done.stdout)
 
 
-def _serve(module):
+def serve(module):
     """In the subprocess: each command line runs as if it were the process's own."""
     from absl import flags
 
@@ -78,6 +82,7 @@ OWN_FLAGS = {
     *("num_samples", "seconds", "temperature", "top_p", "seed", "guard", "num_steps"),
     *("prompt", "prompt_seconds", "continuations", "num_candidates", "band", "stream"),
     *("split", "num_windows", "num_positions", "data_path", "data_dir", "manual_dir"),
+    *("coordinator", "num_processes", "process_id"),
 }
 
 
@@ -113,7 +118,7 @@ def data_dir(tmp_path_factory):
 def trained(sounds, data_dir, tmp_path_factory):
     """The work directory of a run, and what the command said."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    done = subprocess.run(
+    done = processes.run(
         [
             *(sys.executable, "-m", "experiments.train", "--config=folder", *SMALL),
             *(f"--config.data.path={sounds}", f"--config.data.data_dir={data_dir}"),
@@ -336,7 +341,3 @@ def test_mistakes_in_sampling(trained, tmp_path):
         ],
     )
     assert not output.exists()  # A mistake leaves nothing behind.
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1])

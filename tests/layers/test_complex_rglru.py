@@ -1,7 +1,5 @@
 """The complex RG-LRU against its equations, written once more in complex float64 NumPy."""
 
-import os
-import subprocess
 import sys
 import textwrap
 
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from pf_jax import PoolformerConfig, UserError
 from pf_jax.layers import ComplexRGLRU, ComplexTemporalMixing
 from pf_jax.layers.phase import accumulate
+from tests import processes
 
 HEADS, WIDTH = 2, 8
 
@@ -265,9 +264,6 @@ OVER_DEVICES = """
 
 
 def test_pieces_on_four_devices_are_as_the_whole():
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
-    }
     command = [sys.executable, "-c", textwrap.dedent(OVER_DEVICES), __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = processes.run(command, env=processes.with_devices(4), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@ import collections
 import contextlib
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 
@@ -18,6 +17,7 @@ from pf_jax.errors import UserError
 from pf_jax.formats import ImageFormat, TextFormat
 from pf_jax.sampling import files
 from pf_jax.sampling.files import SampleFile, check_space
+from tests import processes
 
 FORMATS = {
     "mu_law": AudioFormat(16_000),
@@ -92,7 +92,7 @@ def test_what_cannot_be_appended(tmp_path, monkeypatch):
 
 
 def run(script, *arguments):
-    return subprocess.run(
+    return processes.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120
     )
 

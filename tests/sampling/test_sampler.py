@@ -2,10 +2,8 @@
 
 import collections
 import itertools
-import os
 import pathlib
 import pickle
-import subprocess
 import sys
 import textwrap
 
@@ -22,6 +20,7 @@ from pf_jax.layers import MIXERS
 from pf_jax.sampling import Sampler, nested
 from pf_jax.sampling import sampler as sampler_module
 from pf_jax.sampling.weights import FusedBlock, PlainBlock, lay_out
+from tests import processes
 
 KEY = jax.random.key(3)
 # The "sequential" recurrence compiles soonest.
@@ -210,9 +209,9 @@ FOUR_DEVICES = """
 
 
 def test_any_number_of_devices_draws_the_same(model, tmp_path):
-    subprocess.run(
+    processes.run(
         [sys.executable, "-c", textwrap.dedent(FOUR_DEVICES), __file__, tmp_path / "results"],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env=processes.with_devices(4),
         cwd=pathlib.Path(__file__).parents[2],
         check=True,
     )

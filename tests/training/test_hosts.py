@@ -23,6 +23,7 @@ from pf_jax import UserError
 from pf_jax.config import PoolformerConfig
 from pf_jax.data import open_dataset, train_batches
 from pf_jax.training import hosts, train
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 24
@@ -74,7 +75,7 @@ class Command:
                 flags += [f"--coordinator=localhost:{port}", f"--process_id={number}"]
             errors = self._directory / f"errors_{len(self.processes)}.txt"
             with errors.open("w") as stderr:
-                process = subprocess.Popen(
+                process = processes.Popen(
                     [
                         *(sys.executable, "-m", "experiments.train"),
                         *(f"--config={self._config}", f"--workdir={workdir}", *flags),

@@ -23,6 +23,7 @@ from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
 from pf_jax.training import checkpoint, loop, train
 from pf_jax.training.saving import Checkpoints
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 # For a longer campaign: PF_JAX_TEST_KILLS=100 pytest tests/training/test_resume.py -k kill
@@ -102,7 +103,7 @@ def test_signals_as_a_program(tmp_path, tiny_config):
     command = [sys.executable, "-m", "experiments.train", f"--config={tmp_path / 'config.py'}"]
     command += ["--config.num_steps=1_000_000", "--config.eval_every=1_000_000"]
     runs = {
-        number: subprocess.Popen(
+        number: processes.Popen(
             [*command, f"--workdir={tmp_path / number.name}"],
             stderr=subprocess.PIPE,
             text=True,
@@ -162,7 +163,7 @@ def test_kill_9_at_random_moments(finished, metrics_of, tmp_path):
         most, duration = PLACES[place]
         where = place, rng.randint(1, most), rng.uniform(0, duration)
         job = json.dumps([config.to_dict(), str(tmp_path), *where])
-        process = subprocess.run(
+        process = processes.run(
             [sys.executable, "-c", textwrap.dedent(KILLED), job],
             cwd=ROOT,
             stderr=subprocess.PIPE,
@@ -205,12 +206,12 @@ MORE_STEPS = """
 
 def test_more_steps_on_more_devices(finished, copy, metrics_of):
     config = dataclasses.replace(finished.config, num_steps=14)
-    subprocess.run(
+    processes.run(
         [
             *(sys.executable, "-c", textwrap.dedent(MORE_STEPS)),
             json.dumps([config.to_dict(), str(copy)]),
         ],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=processes.with_devices(8),
         cwd=ROOT,
         check=True,
     )

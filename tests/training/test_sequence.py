@@ -3,11 +3,9 @@
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import pickle
 import shutil
-import subprocess
 import sys
 import textwrap
 import types
@@ -30,6 +28,7 @@ from pf_jax.training.config import SEQUENCE_AXIS
 from pf_jax.training.parallel import batch_shapes, parallel_train_step
 from pf_jax.training.state import TrainState, abstract_model, merge_model, split_model
 from pf_jax.training.step import DATA_AXIS, train_step
+from tests import processes
 
 # Of three levels; with eight devices the innermost has a single position on each.
 CONFIG = TrainConfig(
@@ -203,11 +202,10 @@ def found(tiny_config, tmp_path_factory) -> Found:
         num_samples=1,
         sample_length=16,
     )
-    flags = f"--xla_force_host_platform_device_count=8 {os.environ['XLA_FLAGS']}"
     arguments = (__file__, json.dumps(config.to_dict()), root / "run", root / "results")
-    subprocess.run(
+    processes.run(
         [sys.executable, "-c", textwrap.dedent(CHILD), *arguments],
-        env=os.environ | {"XLA_FLAGS": flags},
+        env=processes.with_devices(8),
         cwd=pathlib.Path(__file__).parents[2],
         check=True,
     )

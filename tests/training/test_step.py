@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
 import pickle
-import subprocess
 import sys
 import textwrap
 
@@ -26,6 +24,7 @@ from pf_jax.training.state import (
     split_model,
 )
 from pf_jax.training.step import DATA_AXIS, eval_step, train_step
+from tests import processes
 
 CONFIG = TrainConfig(
     model=PoolformerConfig(widths=(8, 16), depths=((0, 1), 1), pool_factors=(4,), num_heads=2),
@@ -116,9 +115,9 @@ def test_eight_devices_give_what_one_gives(tmp_path):
     step, _, initial = make_step()
     (tmp_path / "initial").write_bytes(pickle.dumps(initial))
     arguments = [__file__, tmp_path / "initial", tmp_path / "eight"]
-    subprocess.run(
+    processes.run(
         [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES), *arguments],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=processes.with_devices(8),
         cwd=pathlib.Path(__file__).parents[2],
         check=True,
     )
@@ -138,7 +137,7 @@ def test_eight_devices_give_what_one_gives(tmp_path):
 def test_loss_and_gradient_are_those_of_the_mean_over_real_positions():
     step, graphdef, state = make_step()
     batch = global_batch(0)
-    logits = merge_model(graphdef, jax.tree.map(jnp.asarray, state.params))(batch["tokens"])
+    logits = jax.jit(lambda params: merge_model(graphdef, params)(batch["tokens"]))(state.params)
     logits = np.asarray(logits, np.float64)
     log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     nats = -np.take_along_axis(log_p, batch["tokens"][..., None].astype(int), axis=-1)[..., 0]

@@ -1,10 +1,8 @@
 """What a step does besides training: parts of a batch, steps that are skipped, requests to stop."""
 
 import functools
-import os
 import pathlib
 import re
-import subprocess
 import sys
 import textwrap
 
@@ -15,6 +13,7 @@ import pytest
 from pf_jax.training import hosts
 from pf_jax.training.state import init_train_state, make_optimizer
 from pf_jax.training.step import DATA_AXIS, train_step
+from tests import processes
 from tests.training.test_step import CONFIG, global_batch, go_on, make_step, named, shared_out
 
 
@@ -112,9 +111,9 @@ ON_FOUR_DEVICES = """
 
 def test_devices_talk_once_in_a_step():
     """Of the gradients' size and a few numbers more; and all hear of a request to stop."""
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-c", textwrap.dedent(ON_FOUR_DEVICES)],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env=processes.with_devices(4),
         cwd=pathlib.Path(__file__).parents[2],
         capture_output=True,
         text=True,
