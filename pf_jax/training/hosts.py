@@ -207,9 +207,11 @@ def _wait_for_all(client: Any, key: str) -> None:
 
 def replicate(tree: Any) -> Any:
     """One copy a local device, with a leading device axis, as `pmap` wants it."""
-    devices = np.arange(jax.local_device_count())
-    # Over the axis of the step, or the step would be compiled again for its own output.
-    return jax.pmap(lambda _, tree: tree, axis_name=DATA_AXIS, in_axes=(0, None))(devices, tree)
+    return _to_each(np.arange(jax.local_device_count()), tree)
+
+
+# Over the axis of the step, or the step would be compiled again for its own output.
+_to_each = jax.pmap(lambda _, tree: tree, axis_name=DATA_AXIS, in_axes=(0, None))
 
 
 def first_replica(tree: Any) -> Any:

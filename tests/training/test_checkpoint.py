@@ -107,7 +107,7 @@ def test_checkpoints_of_format_1_are_read(finished, copy):
     assert meta.step == checkpoint.find(finished.workdir).step
     expected = checkpoint.find(finished.workdir).validation_bits_per_sample
     assert meta.validation_bits_per_sample == expected
-    assert model(np.zeros((1, 3), np.int32)).shape == (1, 3, 256)
+    assert jax.jit(model)(np.zeros((1, 3), np.int32)).shape == (1, 3, 256)
 
 
 @pytest.fixture
@@ -156,11 +156,12 @@ def test_saving_says_nothing(save, capfd, caplog):
 
 FRESH = """
     import sys
+    import jax
     import numpy as np
     import pf_jax
 
     model, _ = pf_jax.load(sys.argv[1])
-    np.save(sys.argv[2], model(np.load(sys.argv[3])))
+    np.save(sys.argv[2], jax.jit(model)(np.load(sys.argv[3])))
     assert not {"tensorflow", "experiments"} & set(sys.modules)
 """
 
@@ -177,7 +178,7 @@ def test_a_fresh_process_needs_the_path_only(finished, tmp_path):
         check=True,
     )
     model, _ = pf_jax.load(finished.workdir)
-    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), model(tokens))
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), jax.jit(model)(tokens))
 
 
 def remove(*names):

@@ -100,7 +100,7 @@ def test_samples_on_the_way(finished, tmp_path, monkeypatch):
 
 def test_utilization_is_logged_where_the_peak_is_known(finished, tmp_path, monkeypatch, metrics_of):
     monkeypatch.setattr(summary, "peak_flops", lambda kind: 1e12 if kind == "cpu" else None)
-    train(dataclasses.replace(finished.config, num_steps=3), tmp_path)
+    train(finished.config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     third = json.loads(lines[2])
     expected = third["samples_per_second"] * summary.flops_per_sample(finished.config.model) / 1e12
@@ -109,8 +109,7 @@ def test_utilization_is_logged_where_the_peak_is_known(finished, tmp_path, monke
 
 
 def test_a_profile_of_some_steps(finished, tmp_path):
-    config = dataclasses.replace(finished.config, profile=(2, 3), num_steps=4)
-    train(config, tmp_path)
+    train(dataclasses.replace(finished.config, profile=(2, 3)), tmp_path)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -171,7 +170,7 @@ def test_the_reported_bits_do_not_depend_on_the_batch_size(finished):
 
 
 def test_the_introduction_and_what_the_log_keeps(finished, tmp_path, capsys):
-    train(dataclasses.replace(finished.config, num_steps=1), tmp_path)
+    train(finished.config, tmp_path)
     said = capsys.readouterr().err
     assert "memory at initialisation" in said
     size = sum(leaf.size for leaf in jax.tree.leaves(finished.state.params))
