@@ -1,6 +1,7 @@
 """A classifier that learns ten hisses in seconds, by the same path as one of spoken digits."""
 
 import dataclasses
+import functools
 import pathlib
 
 import pytest
@@ -11,6 +12,7 @@ from pf_jax.evaluation.classifier import (
     ClassifierConfig,
     ResNeXtConfig,
     train_classifier,
+    training,
 )
 from pf_jax.training import OptimizerConfig
 from tests.evaluation.toy_digits import SAMPLES, write_toy_digits
@@ -49,6 +51,19 @@ def toy_config(tmp_path_factory) -> ClassifierConfig:
         log_every=20,
         eval_every=20,
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _trainings_of_one_config_share_their_programs():
+    """Several tests train the toy: its steps are compiled once."""
+    compiled = functools.cache(training._step_functions)
+
+    def step_functions(config, graphdef):
+        return compiled(dataclasses.replace(config, log_every=1, eval_every=1, seed=0), graphdef)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_step_functions", step_functions)
+        yield
 
 
 @pytest.fixture(scope="session")

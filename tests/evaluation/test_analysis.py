@@ -251,9 +251,13 @@ def test_targets_have_a_past_and_are_shared_out_evenly(lengths, number, seed):
     np.testing.assert_array_equal(again, (windows, positions))
 
 
-def test_silencing_is_to_hear_nothing_from_inside(model):
-    tokens, lengths = TOKENS, LENGTHS
-    found = analysis.silencing(model, BATCHES)
+@pytest.fixture(scope="module")
+def found_silencing(model):
+    return analysis.silencing(model, BATCHES)
+
+
+def test_silencing_is_to_hear_nothing_from_inside(model, found_silencing):
+    tokens, lengths, found = TOKENS, LENGTHS, found_silencing
     assert found.num_samples.tolist() == [TIME, 14, 1, TIME]
     _, up, _ = forward(model, tokens)
     is_real = np.arange(TIME) < lengths[:, None]
@@ -268,8 +272,8 @@ def test_silencing_is_to_hear_nothing_from_inside(model):
     assert (np.abs(found.increase[1:]) > 1e-3).all()
 
 
-def test_silencing_equals_an_up_pool_without_weights(model):
-    found = analysis.silencing(model, BATCHES)
+def test_silencing_equals_an_up_pool_without_weights(model, found_silencing):
+    found = found_silencing
     for level, block in ((1, "body"), (2, "nested")):
         by_hand = nnx.clone(model)
         up_pool = (by_hand.body if block == "body" else by_hand.body.nested).up_pool

@@ -5,6 +5,7 @@ of a level is as many samples as the product of the pool factors above it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import jax
@@ -20,7 +21,7 @@ from pf_jax.evaluation.analysis.parts import (
     skip_blocks,
 )
 from pf_jax.poolformer import Poolformer
-from pf_jax.training.state import merge_model, split_model
+from pf_jax.training.state import Params, merge_model, split_model
 
 _BINS_PER_DECADE = 200  # A quantile is at most 0.6 % from the true one.
 _DECADES = 12  # What lasts longer counts as this long: float32 cannot tell it from for ever.
@@ -86,25 +87,10 @@ def horizons(
         as one of its positions.
     """
     graphdef, params = split_model(model)
-
-    @jax.jit
-    def count(params, tokens, lengths):
-        model = merge_model(graphdef, params)
-        per_level = log_decays(model, tokens)
-        every = [samples_per_position(model.config, level) for level in range(len(per_level))]
-        counts = [
-            sum(
-                (_counts(log_a, lengths // step) for log_a, _ in heard),
-                jnp.zeros(_NUM_BINS, jnp.int32),
-            )
-            for heard, step in zip(per_level, every, strict=True)
-        ]
-        return counts, [[least for _, least in heard] for heard in per_level]
-
     totals: list[np.ndarray] = [np.zeros(_NUM_BINS, np.int64)] * model.config.num_levels
     least: list[list[np.ndarray]] = [[] for _ in totals]
     for tokens, lengths in batches:
-        counts, least = jax.device_get(count(params, tokens, lengths))
+        counts, least = jax.device_get(_count(graphdef, params, tokens, lengths))
         totals = [total + more for total, more in zip(totals, counts, strict=True)]
     found = []
     for level, (total, log_a) in enumerate(zip(totals, least, strict=True)):
@@ -114,6 +100,30 @@ def horizons(
             of_channels = every / np.maximum(forgotten, 10.0**-_DECADES)
             found.append(Horizons(level, every, total, np.sort(of_channels)))
     return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _count(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    lengths: Int[Array, "batch"],
+) -> tuple[list[Int[Array, "bins"]], list[list[Float[Array, "width"]]]]:
+    """By level, counts of horizons, and the least decays of its blocks' channels, as logarithms.
+
+    Compiled once for all models of one structure.
+    """
+    model = merge_model(graphdef, params)
+    per_level = log_decays(model, tokens)
+    every = [samples_per_position(model.config, level) for level in range(len(per_level))]
+    counts = [
+        sum(
+            (_counts(log_a, lengths // step) for log_a, _ in heard),
+            jnp.zeros(_NUM_BINS, jnp.int32),
+        )
+        for heard, step in zip(per_level, every, strict=True)
+    ]
+    return counts, [[least for _, least in heard] for heard in per_level]
 
 
 def log_decays(

@@ -1,6 +1,7 @@
 """How much a sample of the past moves the present loss, over its distance."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Int64
 
 from pf_jax.evaluation.analysis.parts import Changed, skip_blocks
 from pf_jax.poolformer import Poolformer
-from pf_jax.training.state import merge_model, split_model
+from pf_jax.training.state import Params, merge_model, split_model
 
 _BINS_PER_DECADE = 12
 
@@ -76,23 +77,30 @@ def influence(
     """
     graphdef, params = split_model(model)
     num_levels = model.config.num_levels
-
-    @jax.jit
-    def norms_of(params, tokens, positions, passes):
-        return _norms(merge_model(graphdef, params), tokens, positions, passes)
-
     squares = pairs = np.zeros(0)
     for tokens, positions in batches:
         if not len(pairs):
             squares, pairs = np.zeros((num_levels, tokens.shape[1])), np.zeros(tokens.shape[1], int)
         for level in range(num_levels):
             passes = np.arange(num_levels - 1) < level
-            norms = np.asarray(norms_of(params, tokens, positions, passes), np.float64)
+            norms = np.asarray(_norms_of(graphdef, params, tokens, positions, passes), np.float64)
             for row, target in zip(norms, positions, strict=True):
                 # Behind the start vector at 0 come tokens 0 to target - 1: the last is nearest.
                 squares[level, 1 : target + 1] += row[target:0:-1] ** 2
                 pairs[1 : target + 1] += level == 0
     return _binned(squares, pairs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _norms_of(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch"],
+    passes: Bool[Array, "pools"],
+) -> Float[Array, "batch time"]:
+    """`_norms`, compiled once for all models of one structure."""
+    return _norms(merge_model(graphdef, params), tokens, positions, passes)
 
 
 def influence_norms(

@@ -1,17 +1,19 @@
 """What the levels are worth: the loss without them."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float64, Int, Int64
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Float64, Int, Int64
 
 from pf_jax.evaluation.analysis.parts import Changed, skip_blocks
 from pf_jax.poolformer import Poolformer
-from pf_jax.training.state import merge_model, split_model
+from pf_jax.training.state import Params, merge_model, split_model
 from pf_jax.training.step import negative_log_likelihood
 
 
@@ -67,16 +69,6 @@ def silencing(
         One row for a model of one level, in which there is nothing to silence.
     """
     graphdef, params = split_model(model)
-
-    @jax.jit
-    def score(params, tokens, lengths, is_heard):
-        model = _silenced(merge_model(graphdef, params), is_heard)
-
-        def window(row):
-            return negative_log_likelihood(model, row[0][None], row[1][None])
-
-        return jax.lax.map(window, (tokens, lengths))
-
     num_levels = model.config.num_levels
     nats, counts = [], []
     for tokens, lengths in batches:
@@ -84,12 +76,29 @@ def silencing(
         for level in range(num_levels):
             # Silencing level k is not to hear the UpPool above it, number k - 1.
             is_heard = np.arange(num_levels - 1) != level - 1
-            row, count = jax.device_get(score(params, tokens, lengths, is_heard))
+            row, count = jax.device_get(_score(graphdef, params, tokens, lengths, is_heard))
             rows.append(row.astype(np.float64))
         nats.append(np.stack(rows))
         counts.append(count.astype(np.int64))
     nats, counts = np.concatenate(nats, axis=1), np.concatenate(counts)
     return Silencing(nats[:, counts > 0], counts[counts > 0])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    lengths: Int[Array, "batch"],
+    is_heard: Bool[Array, "pools"],
+) -> tuple[Float[Array, "batch"], Int[Array, "batch"]]:
+    """The nats of each window and the number of its tokens; compiled once for all such models."""
+    model = _silenced(merge_model(graphdef, params), is_heard)
+
+    def window(row):
+        return negative_log_likelihood(model, row[0][None], row[1][None])
+
+    return jax.lax.map(window, (tokens, lengths))
 
 
 def _silenced(model: Poolformer, is_heard: Bool[np.ndarray, "pools"]) -> Poolformer:

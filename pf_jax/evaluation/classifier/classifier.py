@@ -1,5 +1,6 @@
 """A trained classifier, ready to listen."""
 
+import functools
 from collections.abc import Iterable
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import scipy.special
 from etils import epath
 from flax import nnx
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Array, Float, Float32, Float64, Int64
 
 from pf_jax.data.dataset import Dataset
 from pf_jax.errors import UserError
@@ -61,7 +62,7 @@ class Classifier:
         self.path = meta.path
         self.meta = meta
         self._variables = jax.tree.map(jnp.asarray, variables)
-        self._infer = jax.jit(lambda v, spectrograms: merge_network(graphdef, v)(spectrograms))
+        self._graphdef = graphdef
 
     def classify(
         self, waveforms: Float[np.ndarray, "clips time"], *, batch_size: int = 256
@@ -151,7 +152,15 @@ class Classifier:
         spectrograms = np.pad(spectrograms, ((0, size - len(clips)), (0, 0), (0, 0)))
         # Features are compared over devices and with published ones: TPUs would round to bfloat16.
         with jax.default_matmul_precision("highest"):
-            return self._infer(self._variables, spectrograms)
+            return _infer(self._graphdef, self._variables, spectrograms)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _infer(
+    graphdef: nnx.GraphDef, variables: Variables, spectrograms: Float[Array, "clips bands frames"]
+) -> tuple[jax.Array, jax.Array]:
+    """Compiled once for all classifiers of one structure."""
+    return merge_network(graphdef, variables)(spectrograms)
 
 
 def _store(
