@@ -8,20 +8,21 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pf_jax import Poolformer, PoolformerConfig, UserError
+from pf_jax import PoolformerConfig, UserError
 from pf_jax.data import DataConfig, Recordings
 from pf_jax.data.builder import SEGMENT
 from pf_jax.data.windows import Windows
 from pf_jax.evaluation import likelihood
 from pf_jax.evaluation.bootstrap import bits_interval
 from pf_jax.evaluation.likelihood import score
+from tests.test_poolformer import make_model, parallel
 
 CONFIG = PoolformerConfig(widths=(8, 16), depths=(1, 1), pool_factors=(4,), num_heads=2)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Poolformer(CONFIG, rngs=nnx.Rngs(3))
+    return make_model(CONFIG, seed=3)
 
 
 def recordings(lengths, seed=0):
@@ -46,7 +47,9 @@ def windows_of(lengths, window, **fields):
 
 def nats_of(model, tokens):
     """Of each token of one sequence: the parallel form at once, and the softmax in float64."""
-    logits = np.asarray(model(jnp.asarray(tokens)[None])[0], np.float64)
+    # Of one length, so that there is one program: later tokens change nothing before them.
+    padded = np.pad(tokens, (0, 70 - len(tokens)))
+    logits = np.asarray(parallel(model, padded[None])[0, : len(tokens)], np.float64)
     log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
     return log_sum - logits[np.arange(len(tokens)), tokens]
 
@@ -83,8 +86,8 @@ def test_each_real_sample_counts_once(model, carried, normalization, monkeypatch
 @settings(deadline=None, max_examples=5)
 @given(
     lengths=st.lists(st.integers(1, 80), min_size=1, max_size=9),
-    window=st.integers(1, 60),
-    batch_size=st.integers(1, 12),
+    window=st.sampled_from([1, 17, 60]),  # Of each, and of each batch, there is a program.
+    batch_size=st.sampled_from([3, 12]),
     carried=st.booleans(),
 )
 def test_batch_size_changes_nothing(model, lengths, window, batch_size, carried):

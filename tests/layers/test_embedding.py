@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +13,21 @@ from pf_jax.layers.embedding import sinusoidal_features
 both = pytest.mark.parametrize("embedding", ["sinusoidal", "learned"])
 
 
+@functools.partial(nnx.jit, static_argnums=0)
+def fresh(config, seed):
+    return Embedding(config.widths[0], config, rngs=nnx.Rngs(jax.random.key(seed)))
+
+
 def make_layer(embedding, width=32, vocab_size=256, dtype="float32", seed=0):
     config = PoolformerConfig(
         (width,), (1,), vocab_size=vocab_size, embedding=embedding, dtype=dtype
     )
-    return Embedding(width, config, rngs=nnx.Rngs(seed))
+    return fresh(config, seed)
+
+
+@nnx.jit
+def embed(layer, tokens):
+    return layer(tokens)
 
 
 def test_sinusoidal_levels_lie_the_nearer_the_closer_they_are():
@@ -69,7 +81,7 @@ def test_the_token_past_the_vocabulary_is_the_learned_start(randomize, embedding
 def test_a_token_outside_is_nan_and_touches_no_other(embedding, dtype):
     layer = make_layer(embedding, dtype=dtype)
     tokens = jnp.array([[0, -1, 255], [257, 256, 10_000]])
-    x = layer(tokens)
+    x = embed(layer, tokens)
     assert x.dtype == dtype
     outside = (tokens < 0) | (tokens > 256)
     np.testing.assert_array_equal(np.isnan(x.astype(jnp.float32)).all(axis=-1), outside)
@@ -78,9 +90,8 @@ def test_a_token_outside_is_nan_and_touches_no_other(embedding, dtype):
 
 @both
 def test_vectors_start_out_with_variance_one(embedding):
-    variances = [
-        np.var(make_layer(embedding, width=64, seed=seed)(jnp.arange(256))) for seed in range(4)
-    ]
+    layers = [make_layer(embedding, width=64, seed=seed) for seed in range(4)]
+    variances = [np.var(embed(layer, np.arange(256))) for layer in layers]
     assert np.mean(variances) == pytest.approx(1.0, abs=0.2)
 
 

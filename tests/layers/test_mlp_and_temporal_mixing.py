@@ -26,6 +26,11 @@ def gelu(x):
     return 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
 
 
+@nnx.jit
+def forward(layer, x):
+    return layer(x, layer.init_state(len(x)))
+
+
 def linear(layer, x):
     kernel, bias = np.array(layer.kernel[...], np.float64), np.array(layer.bias[...], np.float64)
     return x @ kernel + bias
@@ -52,9 +57,9 @@ def test_temporal_mixing_equals_its_equation(randomize):
     u = np.stack(
         [np.convolve(u[0, :, c], kernel[::-1, c])[:7] + bias[c] for c in range(WIDTH)], axis=-1
     )
-    h, _ = layer.rglru(jnp.asarray(u[None], jnp.float32), layer.rglru.init_state(1))
+    h, _ = forward(layer.rglru, u[None].astype(np.float32))
     expected = linear(layer.output, gelu(linear(layer.gate, exact[:1])) * np.asarray(h))
-    y, _ = layer(jnp.asarray(x), layer.init_state(2))
+    y, _ = forward(layer, x)
     np.testing.assert_allclose(y[:1], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -77,7 +82,7 @@ def test_residual_output_kernels_start_scaled_down_with_depth(depths, num_blocks
     config = make_config(
         widths=(width,) * len(depths), depths=depths, pool_factors=(2,) * (len(depths) - 1)
     )
-    block = ResBlock(width, config, rngs=nnx.Rngs(0))
+    block = nnx.jit(lambda: ResBlock(width, config, rngs=nnx.Rngs(0)))()
     for output in (block.mixer.output, block.mlp.output):
         fan_in = output.kernel.shape[0]
         assert np.var(output.kernel[...]) * fan_in * num_blocks == pytest.approx(1.0, abs=0.05)
@@ -88,14 +93,19 @@ def test_residual_output_kernels_start_scaled_down_with_depth(depths, num_blocks
 def test_signal_in_the_recurrence_starts_at_the_scale_of_its_input():
     """Through `W_u` and the convolution, whatever the width: else the branch starts out dead."""
     width = 256
-    layer = TemporalMixing(width, make_config(widths=(width,)), rngs=nnx.Rngs(0))
-    x = jnp.asarray(random_input(1, 64, width))
-    u, _ = layer.convolution(layer.input(x), layer.convolution.init_state(1))
+
+    @nnx.jit
+    def into_the_recurrence(x):
+        layer = TemporalMixing(width, make_config(widths=(width,)), rngs=nnx.Rngs(0))
+        return layer.convolution(layer.input(x), layer.convolution.init_state(1))[0]
+
+    u = into_the_recurrence(random_input(1, 64, width))
     assert np.var(u) == pytest.approx(1.0, abs=0.2)
 
 
 def test_parameters_are_float32_and_results_bfloat16_where_asked():
-    block = ResBlock(WIDTH, make_config(dtype="bfloat16"), rngs=nnx.Rngs(0))
-    y, _ = block(jnp.asarray(random_input(), jnp.bfloat16), block.init_state(2))
+    config = make_config(dtype="bfloat16")
+    block = nnx.eval_shape(lambda: ResBlock(WIDTH, config, rngs=nnx.Rngs(0)))
+    y, _ = nnx.eval_shape(forward, block, jnp.asarray(random_input(), jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(nnx.state(block, nnx.Param)))

@@ -3,13 +3,13 @@ import json
 
 import numpy as np
 import pytest
-from flax import nnx
 
-from pf_jax import Poolformer, PoolformerConfig, UserError, audio
+from pf_jax import PoolformerConfig, UserError, audio
 from pf_jax.data import DataConfig
 from pf_jax.sampling.collection import collect_samples
 from pf_jax.training.checkpoint import CheckpointMeta
 from pf_jax.training.config import TrainConfig
+from tests.test_poolformer import make_model
 
 CONFIG = TrainConfig(
     model=PoolformerConfig(widths=(8,), depths=(1,), num_heads=2),
@@ -20,7 +20,7 @@ META = CheckpointMeta(5, CONFIG, "data", checksums={"params": 7}, path="run/chec
 
 @pytest.fixture(scope="module")
 def model():
-    return Poolformer(CONFIG.model, rngs=nnx.Rngs(0))
+    return make_model(CONFIG.model)
 
 
 def test_what_is_there_is_kept_and_what_is_missing_drawn(model, tmp_path):

@@ -20,6 +20,7 @@ EDGES = np.float32([0.0, 1e-45, 1e-38, 1e-30, 2.0**-24, 2.0**-23, 0.5, 1 - 2.0**
 INF = float("inf")
 
 _jitted = jax.jit(draw)
+_jitted_log_probability = jax.jit(log_probability)
 
 
 def grid(number):
@@ -32,12 +33,15 @@ several = settings(max_examples=10, deadline=None, derandomize=True)
 
 def drawn(logits, uniform, temperature=1.0, top_p=None):
     """Tokens for logits `(vocab,)`, one for each uniform number."""
-    logits = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (len(uniform), len(logits)))
-    top_p = None if top_p is None else jnp.float32(top_p)
-    tokens = _jitted(logits, jnp.asarray(uniform), jnp.float32(temperature), top_p)
+    # Of few lengths, so that there are few programs to compile.
+    number = next(n for n in (64, 128, 1_024, NUMBER) if n >= len(uniform))
+    logits = np.broadcast_to(np.asarray(logits, np.float32), (number, len(logits)))
+    padded = np.pad(np.asarray(uniform), (0, number - len(uniform)), mode="edge")
+    top_p = None if top_p is None else np.float32(top_p)
+    tokens = _jitted(logits, padded, np.float32(temperature), top_p)
     assert tokens.dtype == jnp.int32
-    assert tokens.shape == (len(uniform),)
-    return np.asarray(tokens)
+    assert tokens.shape == (number,)
+    return np.asarray(tokens)[: len(uniform)]
 
 
 def softmax(logits, temperature=1.0):
@@ -87,10 +91,12 @@ def test_random_numbers_give_the_distribution(vocab):
 def test_each_row_has_its_own_logits_and_number():
     rng = np.random.default_rng(0)
     logits, uniform = np.float32(rng.standard_normal((64, 17))), np.float32(rng.random(64))
-    together = _jitted(logits, uniform, jnp.float32(1.0), None)
-    alone = [drawn(row, uniform[i : i + 1])[0] for i, row in enumerate(logits)]
+    together = _jitted(logits, uniform, np.float32(1.0), None)
+    alone = [
+        _jitted(logits[i : i + 1], uniform[i : i + 1], np.float32(1.0), None)[0] for i in range(64)
+    ]
     np.testing.assert_array_equal(together, alone)
-    assert len(set(alone)) > 5
+    assert len({int(token) for token in alone}) > 5
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
@@ -211,7 +217,7 @@ def test_log_probability_is_that_of_float64(vocab, scale):
     logits = np.float32(scale * rng.standard_normal((40, vocab)) + scale)
     tokens = rng.integers(0, vocab, 40)
     expected = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
-    log_p = jax.jit(log_probability)(logits, tokens)
+    log_p = _jitted_log_probability(logits, tokens)
     assert log_p.dtype == jnp.float32
     np.testing.assert_allclose(log_p, expected[np.arange(40), tokens], rtol=1e-6, atol=2e-6 * scale)
 

@@ -17,7 +17,7 @@ KEY = jax.random.key(7)
 def model():
     """A tiny model with opinions: its tokens are far from equally likely."""
     config = PoolformerConfig((8, 8), (0, 1), (3,), vocab_size=VOCAB, num_heads=2)
-    model = Poolformer(config, rngs=nnx.Rngs(1))
+    model = nnx.jit(lambda: Poolformer(config, rngs=nnx.Rngs(1)))()
     model.head.kernel[...] = 1.5 * model.head.kernel[...]
     return model
 

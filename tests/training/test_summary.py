@@ -1,6 +1,7 @@
 """The model table and utilization against real models, hand counts and XLA's own counting."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -29,6 +30,7 @@ def blocks_as_they_are(monkeypatch):
     monkeypatch.setattr(linear, "_WIDTH", 1)
 
 
+@functools.cache
 def xla_flops(config: PoolformerConfig, *, backward: bool = False) -> float:
     """FLOPs a sample of the compiled program, every operation counted. Nothing is run."""
     graphdef, params = split_model(abstract_model(config))
