@@ -27,11 +27,14 @@ gc.set_threshold(50_000, 20, 50)
 
 # What takes long comes first, so that no process is left alone with it; each takes whole files.
 _LONG = (
+    "test_speech.py",
     "test_hosts.py",
     "/training/",
     "/experiments/",
     "/docs/",
     "test_notebooks.py",
+    "test_poolformer.py",
+    "test_mixers.py",
     "/sampling/",
 )
 
