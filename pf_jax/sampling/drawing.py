@@ -34,7 +34,7 @@ def draw(
     """
     batch = logits.shape[0]
     distance = logits - jnp.max(logits, axis=-1, keepdims=True)
-    p = jnp.exp(distance / jnp.maximum(temperature, 1e-30))
+    p = jnp.exp(jnp.minimum(distance / jnp.maximum(temperature, 1e-30), 0.0))
     if top_p is not None:
         p = _likeliest(p, top_p)
 
@@ -50,7 +50,10 @@ def draw(
     up_to_row = _running_sum(_pick(table, column))
     # Differences of rounded sums: the target may lie just outside of the column.
     target = jnp.clip(target, 0.0, up_to_row[:, -1] * (1.0 - 2.0**-20))
-    return _first_above(up_to_row, target) * columns + column
+    token = _first_above(up_to_row, target) * columns + column
+    # A compiler may compute logits anew for each of their uses, rounded in other ways. At the least
+    # temperatures the likeliest is then as far from the maximum as any.
+    return jnp.where(up_to_row[:, -1] > 0.0, token, jnp.argmax(logits, axis=-1))
 
 
 def log_probability(
