@@ -15,17 +15,17 @@ SMALL = (
     "--config.model.widths=(32,64,128)",
     "--config.model.depths=(1,1,2)",
     "--config.model.pool_factors=(4,4)",
-    "--config.data.window=4096",
-    "--config.batch_size=2",
+    "--config.data.window=2048",
+    "--config.batch_size=3",
     "--config.optimizer.learning_rate=4e-3",
-    "--config.optimizer.warmup_steps=50",
-    "--config.ema_decay=0.98",
+    "--config.optimizer.warmup_steps=30",
+    "--config.ema_decay=0.97",
 )
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 def test_spoken_digits_beat_a_markov_model(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.speech", "--steps=400", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-m", "benchmarks.speech", "--steps=250", f"--workdir={tmp_path}"]
     done = processes.run(
         [*command, "--", *SMALL],
         capture_output=True,
