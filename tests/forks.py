@@ -19,6 +19,9 @@ def import_all() -> None:
         importlib.import_module(module.name)
     for name in ("experiments.cli", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         importlib.import_module(name)
+    from jax._src import xla_bridge
+
+    assert not xla_bridge._backends, "A module computes with JAX while it is imported."
     gc.collect()
     gc.freeze()  # What is never looked at stays shared.
 
@@ -58,19 +61,25 @@ def serve(connection: socket.socket) -> dict:
 
 
 def run(order: dict) -> None:
-    """As `python -m MODULE ...` or `python -c CODE ...` does."""
+    """As `python -m MODULE ...`, `python -c CODE ...` or `python FILE.py ...` does."""
     os.environ.clear()
     os.environ.update(order["env"])
     os.chdir(order["cwd"])
     first = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:] = [order["cwd"], *filter(None, first), *sys.path]
-    how, what, *arguments = order["args"]
-    sys.argv = [what if how == "-m" else how, *arguments]
+    how, *arguments = order["args"]
+    place = order["cwd"] if how in ("-m", "-c") else os.path.dirname(os.path.abspath(how))
+    sys.path[:] = [place, *filter(None, first), *sys.path]
+    sys.executable = order["executable"]
     if how == "-m":
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
-    else:
+        sys.argv = arguments
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    elif how == "-c":
+        sys.argv = [how, *arguments[1:]]
         sys.modules["__main__"] = main = types.ModuleType("__main__")
-        exec(compile(what, "<string>", "exec"), main.__dict__)
+        exec(compile(arguments[0], "<string>", "exec"), main.__dict__)
+    else:
+        sys.argv = [how, *arguments]
+        runpy.run_path(how, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Python with those imports takes two seconds to start. Here it starts once: a server (`forks.py`) has
 imported them, has computed nothing yet, and forks for each process, which then does what
-`python -m MODULE ...` or `python -c CODE ...` does, with its own arguments, environment, directory
-and standard streams. It is a child of this process, to be waited for, signalled and killed as any.
+`python -m MODULE ...`, `python -c CODE ...` or `python FILE.py ...` does, with its own arguments,
+environment, directory and standard streams. It is a child of this process, to be waited for,
+signalled and killed as any.
 
 What is started in another way, or in an environment that imports would look at, or where forks
 cannot be handed over (only Linux can), is started by `subprocess` itself.
@@ -17,15 +18,25 @@ import pathlib
 import socket
 import subprocess
 import sys
+import threading
 
 ROOT = pathlib.Path(__file__).parents[1]
-# What a process of its own environment may have changed: XLA and the commands look at it later.
-_READ_LATE = {"XLA_FLAGS", "TPU_LIBRARY_PATH", "XDG_CACHE_HOME", "HOME", "PYTHONPATH"}
+# What is read by imports; a process may have anything else of its own.
+_READ_EARLY = ("JAX_", "JAXTYPING_", "LD_", "OMP_", "OPENBLAS_", "PYTHON")
 _PR_SET_CHILD_SUBREAPER = 36
+_ONE_AT_A_TIME = threading.Lock()  # Of those that ask the server.
 
 
 class Popen(subprocess.Popen):
-    """As `subprocess.Popen`, of the command lines `[sys.executable, "-m" or "-c", ...]`."""
+    """As `subprocess.Popen`, of command lines that begin with `sys.executable`.
+
+    Args:
+        executable_of_its_own: What is `sys.executable` in it, if it is forked; by default the same.
+    """
+
+    def __init__(self, *args, executable_of_its_own=sys.executable, **options):
+        self._executable_of_its_own = executable_of_its_own
+        super().__init__(*args, **options)
 
     def _execute_child(self, args, *rest):
         (cwd, env), streams = rest[4:6], rest[9:15]
@@ -37,13 +48,18 @@ class Popen(subprocess.Popen):
             own if number == -1 else number
             for own, number in enumerate((p2cread, c2pwrite, errwrite))
         ]
-        order = {"args": [str(arg) for arg in args[1:]], "env": dict(env), "cwd": str(cwd or ".")}
-        order["cwd"] = os.path.abspath(order["cwd"])
+        order = {
+            "args": [str(arg) for arg in args[1:]],
+            "env": dict(env),
+            "cwd": os.path.abspath(cwd or "."),
+            "executable": self._executable_of_its_own,
+        }
         data = json.dumps(order).encode()
-        server = _server()
-        socket.send_fds(server, [len(data).to_bytes(8, "little")], given)
-        server.sendall(data)
-        self.pid = int.from_bytes(_exactly(server, 8), "little")
+        with _ONE_AT_A_TIME:
+            server = _server()
+            socket.send_fds(server, [len(data).to_bytes(8, "little")], given)
+            server.sendall(data)
+            self.pid = int.from_bytes(_exactly(server, 8), "little")
         self._child_created = True
         self._close_pipe_fds(*streams)
 
@@ -73,12 +89,12 @@ def with_devices(number: int) -> dict[str, str]:
 
 
 def _can_be_forked(args, env) -> bool:
-    here = {name: value for name, value in os.environ.items() if name not in _READ_LATE}
-    there = {name: value for name, value in env.items() if name not in _READ_LATE}
-    here.pop("PYTEST_CURRENT_TEST", None)
-    there.pop("PYTEST_CURRENT_TEST", None)
-    is_python = not isinstance(args, str) and args[0] == sys.executable and args[1] in ("-m", "-c")
-    return sys.platform == "linux" and is_python and here == there
+    if sys.platform != "linux" or isinstance(args, str) or args[0] != sys.executable:
+        return False
+    early = {n for n in {*os.environ, *env} if n.startswith(_READ_EARLY)} - {"PYTHONPATH"}
+    how = str(args[1]) if len(args) > 1 else ""
+    is_known = how in ("-m", "-c") or how.endswith(".py")
+    return is_known and all(os.environ.get(name) == env.get(name) for name in early)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What is called `python` on the pages; see `interpreter.py`."""
+"""What is called `python` on the pages; see `interpreters.py`."""
 
 import json
 import os
@@ -8,16 +8,15 @@ import sys
 
 
 def main() -> None:
-    """Has the server run a command line: `SOCKET NESTED SMALL ARGUMENTS`."""
-    address, nested, small, *arguments = sys.argv[1:]
+    """Has the test's process run a command line: `SOCKET SIZE ARGUMENTS`."""
+    address, size, *arguments = sys.argv[1:]
     server = socket.socket(socket.AF_UNIX)
     server.connect(address)
     request = {
         "arguments": arguments,
         "directory": os.getcwd(),
         "environment": dict(os.environ),
-        "nested": nested,
-        "small": small == "small",
+        "small": size == "small",
     }
     message = json.dumps(request).encode() + b"\n"
     sent = socket.send_fds(server, [message], [0, 1, 2])

@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from pf_jax import audio
 from tests.docs import pages, small
+from tests.docs.interpreters import interpreters
 from tests.training import numpy_sashimi
 
 _HERE = pathlib.Path(__file__).parent
@@ -45,12 +45,15 @@ class Runner:
     """What runs pages.
 
     Args:
-        directory: For its own files; `bin` in it has a `python` that starts fast.
+        directory: For its own files.
+        programs: Where `python` is.
         environment: That of the commands.
     """
 
-    def __init__(self, directory: pathlib.Path, environment: dict[str, str]):
-        self.bin = directory / "bin"
+    def __init__(
+        self, directory: pathlib.Path, programs: pathlib.Path, environment: dict[str, str]
+    ):
+        self.bin = programs
         self.environment = environment
         self._directory = directory
 
@@ -145,30 +148,9 @@ def _make_music(home: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def runner() -> Iterator[Runner]:
-    """A runner, with its server of interpreters."""
-    environment = os.environ | {
-        "PYTHONPATH": str(pages.ROOT),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    """A runner, with its interpreters."""
+    environment = os.environ | {"PYTHONPATH": str(pages.ROOT)}
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
-        address = directory / "socket"
-        client = [sys.executable, "-I", "-S", str(_HERE / "python_client.py"), str(address)]
-        for place, size in (("nested", "as_it_is"), ("bin", "small")):
-            file = directory / place / "python"
-            file.parent.mkdir()
-            words = [*client, str(directory / "nested" / "python"), size]
-            file.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
-            file.chmod(0o755)
-        with subprocess.Popen(
-            [sys.executable, str(_HERE / "interpreter.py"), str(address)],
-            # One thread: that of NumPy's linear algebra would be a second one.
-            env=environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,  # It ends when this is closed.
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as server:
-            assert server.stdout.readline() == "ready\n"
-            yield Runner(directory, environment)
-            server.stdin.close()
-            server.wait()
+        with interpreters(directory) as programs:
+            yield Runner(directory, programs, environment)

@@ -12,7 +12,7 @@ and leaves the machine as it is:
   are given. `/tmp/` is a directory of the page.
 - A run `~/runs/NAME` that the page does not make has been made before, and so have the weights of
   others, `resnext.pth` and `sashimi.npz`.
-- `python` starts fast, see `interpreter.py`.
+- `python` starts fast, see `interpreters.py`.
 - Where the TPU's compiler is not installed, what takes it prints its help.
 
 A block that needs hardware, an account or a large download has a comment on the line above,
