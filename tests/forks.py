@@ -6,6 +6,7 @@ import os
 import pathlib
 import pkgutil
 import runpy
+import signal
 import socket
 import sys
 import types
@@ -70,6 +71,7 @@ def run(order: dict) -> None:
     place = order["cwd"] if how in ("-m", "-c") else os.path.dirname(os.path.abspath(how))
     sys.path[:] = [place, *filter(None, first), *sys.path]
     sys.executable = order["executable"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background ignores it.
     if how == "-m":
         sys.argv = arguments
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
