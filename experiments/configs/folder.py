@@ -1,7 +1,7 @@
 """One's own recordings: any directory tree of WAV, FLAC, OGG and MP3 files.
 
 Needs: `--config.data.path=DIRECTORY`, a few minutes of audio at least, hours for good samples.
-Takes: one GPU or TPU; on two CPU cores it learns too, with patience: try `--config.num_steps=2000`.
+Takes: one GPU or TPU; without, `folder_small` is the one to begin with.
 """
 
 from pf_jax.config import PoolformerConfig

@@ -126,8 +126,8 @@ def test_other_flags_and_flag_files(run, tmp_path):
 
 
 NAMES = (
-    "beethoven, cifar10, demo, enwik8, folder, musicnet, musicnet_long, sc09, sc09_attention, "
-    "sc09_mamba, sc09_no_pooling, sc09_sashimi, youtubemix"
+    "beethoven, cifar10, demo, enwik8, folder, folder_small, musicnet, musicnet_long, sc09, "
+    "sc09_attention, sc09_mamba, sc09_no_pooling, sc09_sashimi, youtubemix"
 )
 MISTAKES = [
     ([], f"--config is missing: give {NAMES}, or a path to a .py file."),
