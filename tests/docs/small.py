@@ -19,6 +19,9 @@ ADDED = {
     "experiments.compare": [
         "--config.data.window=256",
         "--config.model.num_heads=2",
+        "--config.batch_size=16",
+        "--config.model.widths=(8,8,8)",
+        "--config.model.depths=(0,0,1)",
         "--models=poolformer,no_gate",  # That the others have names is looked up in test_text.py.
         "--budget=0.05s",
         "--seeds=0",
