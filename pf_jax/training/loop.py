@@ -188,7 +188,8 @@ def _introduction(config: TrainConfig, dataset: Dataset, resume_step: int) -> st
         lines.append(f"Goes on from the checkpoint of step {resume_step}.")
     elif config.init_from:
         lines.append(f"Starts from the weights of {config.init_from}.")
-    lines.append(f"Compiles the step first; figures come every {config.log_every} steps.")
+    if resume_step < config.num_steps:
+        lines.append(f"Compiles the step first; figures come every {config.log_every} steps.")
     return "\n".join(lines)
 
 

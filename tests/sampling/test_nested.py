@@ -1,13 +1,15 @@
 """All logits of the nested loops, not only those of the tokens that they drew."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from pf_jax import PoolformerConfig
-from pf_jax.sampling import nested
+from pf_jax.sampling import Sampler, nested
 from pf_jax.sampling.weights import lay_out
+from tests.sampling import test_sampler
 from tests.test_poolformer import make_model, parallel
 
 
@@ -45,3 +47,14 @@ def test_logits_are_those_of_the_parallel_form_on_the_tokens_drawn(
     logits = np.asarray(outputs.log_p).reshape(time, batch, -1).swapaxes(0, 1)
     assert len(np.unique(tokens)) > 3
     np.testing.assert_allclose(logits, parallel(model, tokens), atol=2e-5)
+
+
+def test_the_likeliest_token_is_taken_where_logits_are_computed_anew_for_each_use():
+    """As XLA does in this model's loop where it does not optimize, as in tests."""
+    model = test_sampler.make_model(
+        PoolformerConfig((8, 8), (0, 1), (3,), vocab_size=5, num_heads=2), seed=1
+    )
+    sampler = Sampler(model, temperature=0.0, chunk_steps=6)
+    _, chunk = sampler.advance(sampler.start(jax.random.key(3), num_streams=2))
+    likeliest = np.asarray(parallel(model, chunk.tokens)).argmax(axis=-1)
+    np.testing.assert_array_equal(chunk.tokens, likeliest)

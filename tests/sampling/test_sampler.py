@@ -64,15 +64,6 @@ def drawn(sampler, position, num_chunks):
     return tokens, log_p
 
 
-def test_the_likeliest_token_is_taken_where_logits_are_computed_anew_for_each_use():
-    """As XLA does in this model's loop where it does not optimize, as in tests."""
-    model = make_model(PoolformerConfig((8, 8), (0, 1), (3,), vocab_size=5, num_heads=2), seed=1)
-    sampler = Sampler(model, temperature=0.0, chunk_steps=6)
-    _, chunk = sampler.advance(sampler.start(KEY, num_streams=2))
-    likeliest = np.asarray(log_probabilities(model, chunk.tokens)).argmax(axis=-1)
-    np.testing.assert_array_equal(chunk.tokens, likeliest)
-
-
 def assert_scored_as_in_parallel(model, prompt, tokens, log_p, atol):
     """Each token's log-probability is that of the parallel form."""
     whole = np.concatenate([np.broadcast_to(prompt, (len(tokens), prompt.shape[-1])), tokens], 1)

@@ -57,7 +57,7 @@ def make_run(root, mixer="rglru", **changes):
 def evaluation(step=STEP):
     bits = {"value": 3.125, "low": 3.0, "high": 3.5, "num_samples": 100, "num_recordings": 2}
     return {
-        "checkpoint": "/home/somebody/run",
+        "checkpoint": "/data/somebody/run",
         "step": step,
         "dataset": "folder",
         "parameters": 1,
@@ -66,7 +66,7 @@ def evaluation(step=STEP):
         "distribution": {
             "fid": 12.5,
             "num_generated": 256,
-            "classifier": {"path": "/home/somebody/classifier"},
+            "classifier": {"path": "/data/somebody/classifier"},
             "warnings": ["fid: too few."],
         },
         "warnings": ["The intervals come from 2 recordings."],
