@@ -26,6 +26,7 @@ class Coefficients:
 
     function: Callable[[tuple[Tile, ...], tuple[Tile, ...]], tuple[Tile, Tile]]
     linear_inputs: tuple[int, ...] = ()
+    is_complex: bool = False
 
     def __call__(self, inputs: tuple[Tile, ...], channel: tuple[Tile, ...]) -> tuple[Tile, Tile]:
         """`(a, b)`."""

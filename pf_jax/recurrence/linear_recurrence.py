@@ -96,6 +96,8 @@ def recurrence(
         UserError: The shape of `h0` does not fit, or the implementation is unknown.
     """
     choice.check(implementation)
+    if coefficients.is_complex:
+        return _temporary_complex(coefficients, inputs, channel, h0, dtype)
     batch, time, width = inputs[0].shape
     state_dtype = jnp.promote_types(jnp.result_type(*inputs), jnp.float32)
     if h0 is None:
@@ -178,3 +180,16 @@ def _backward_backward(how: _How, arguments, cotangents):
 
 _backward.defvjp(_backward_forward, _backward_backward)
 _recurrence.defvjp(_forward, _backward)
+
+
+def _temporary_complex(coefficients, inputs, channel, h0, dtype):
+    channels = inputs[0].shape[-1]
+    parts = tuple(
+        tuple(jnp.split(x.astype(jnp.float32), 2, -1)) if x.shape[-1] != channels else x.astype(jnp.float32)
+        for x in inputs
+    )
+    a, b = (jax.lax.complex(*x) for x in coefficients(parts, channel))
+    start = jax.lax.complex(*jnp.split(h0, 2, -1))
+    h = linear_recurrence(a, b, start, implementation="associative")
+    h = jnp.concatenate([h.real, h.imag], -1)
+    return h.astype(dtype), h[:, -1]

@@ -92,7 +92,8 @@ class Sampler:
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._weights = lay_out(model, self._devices[0].platform)
         period = self._weights.period
-        self.chunk_steps = -(-chunk_steps // period) * period
+        # The first chunk, which may begin with the rest of a prompt, has a new token, too.
+        self.chunk_steps = -(-max(chunk_steps, period + 1) // period) * period
         self._limits = jnp.float32(temperature), None if top_p == 1.0 else jnp.float32(top_p)
         self._replicated = {}
 
@@ -123,8 +124,11 @@ class Sampler:
             key = jax.random.wrap_key_data(key)  # As of jax.random.PRNGKey.
         prompt = _check_prompt(prompt, num_streams, self._model.config.vocab_size)
         whole = prompt.shape[1] // self._weights.period * self._weights.period
-        state, previous = _score(self._model, prompt[:, :whole], self._weights.period)
-        carry = _make_carry(self._weights, state, previous)
+        state = _score(self._model, prompt[:, :whole], self._weights.period)
+        carry = _make_carry(self._weights, state, len(prompt))
+        # The first token that goes through the loops is one that the state already has.
+        start = np.full((len(prompt), 1), self._model.start_token, np.int32)
+        prompt = np.concatenate([start, prompt], axis=1)[:, whole:]
 
         devices = self._devices[:num_streams]
         streams = np.arange(-(-num_streams // len(devices)) * len(devices))
@@ -135,8 +139,8 @@ class Sampler:
         return Position(
             carry,
             _share_out(keys, devices),
-            whole - prompt.shape[1],
-            prompt[:, whole:],
+            -prompt.shape[1],
+            prompt,
             num_streams,
         )
 
@@ -290,13 +294,13 @@ def _uniform(key: PRNGKeyArray, step: Int[Array, ""]) -> Float[Array, ""]:
     return jax.random.uniform(jax.random.fold_in(key, step))
 
 
-_make_carry = jax.jit(nested.make_carry)
+_make_carry = jax.jit(nested.make_carry, static_argnums=2)
 
 
 def _score(
     model: Poolformer, prompt: Int[np.ndarray, "streams time"], period: int
-) -> tuple[SkipBlockState, Int[Array, "streams"]]:
-    """The state after a prompt of whole groups, and the token before the next one.
+) -> SkipBlockState:
+    """The state after a prompt of whole groups.
 
     In pieces, so that a prompt of any length fits: what is kept of a piece is its state.
     """
@@ -307,7 +311,7 @@ def _score(
     for start in range(0, time, piece):
         tokens = jnp.asarray(prompt[:, start : start + piece])
         state, previous = _prefill(model, tokens, state, previous), tokens[:, -1]
-    return state, previous
+    return state
 
 
 @nnx.jit

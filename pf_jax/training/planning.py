@@ -108,7 +108,7 @@ def sampler_task(
         model = merge_model(graphdef, params)
         weights = lay_out(model, devices[0].platform)
         state = model.init_state(streams)
-        carry = nested.make_carry(weights, state, jnp.full((streams,), model.start_token))
+        carry = nested.make_carry(weights, state, streams)
         steps = -(-_CHUNK_STEPS // weights.period) * weights.period
         return weights, carry, jax.random.split(keys, streams), jnp.zeros((streams, steps), int)
 
