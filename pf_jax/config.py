@@ -171,7 +171,9 @@ class PoolformerConfig:
                     "pool_groups=None pools channel by channel, which needs one width at all "
                     f"levels, got widths={self.widths}; pool_groups=1 maps all channels together."
                 )
-        elif self.pool_factors and (self.pool_groups < 1 or math.gcd(*self.widths) % self.pool_groups):
+        elif self.pool_factors and (
+            self.pool_groups < 1 or math.gcd(*self.widths) % self.pool_groups
+        ):
             raise UserError(
                 f"pool_groups={self.pool_groups} must be at least 1 and divide every width; got "
                 f"widths={self.widths}."

@@ -46,16 +46,18 @@ class UpPool(nnx.Module):
     def __init__(self, level: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the pool to a level from the next."""
         width, next_width = config.widths[level : level + 2]
-        factor, groups, self.dtype = config.pool_factors[level], _groups(level, config), config.dtype
+        factor, groups, self.dtype = (
+            config.pool_factors[level],
+            _groups(level, config),
+            config.dtype,
+        )
         # Flax's fan-in: that of a dense layer with one group, of a grouped convolution with more.
         axes = {"in_axis": 0, "batch_axis": 1} if groups == 1 else {"in_axis": (0, 1)}
         init = residual_output(config, level, out_axis=2, **axes)
         self.kernel = nnx.Param(init(rngs.params(), (next_width // groups, factor, width)))
         self.bias = nnx.Param(jnp.zeros((factor, width) if groups == 1 else (width,)))
 
-    def __call__(
-        self, y: Float[Array, "*batch next_width"]
-    ) -> Float[Array, "*batch factor width"]:
+    def __call__(self, y: Float[Array, "*batch next_width"]) -> Float[Array, "*batch factor width"]:
         """Unpools each vector."""
         y = y.astype(self.dtype)
         return pool_up(y, self.kernel.astype(self.dtype), self.bias.astype(self.dtype))

@@ -185,7 +185,9 @@ _recurrence.defvjp(_forward, _backward)
 def _temporary_complex(coefficients, inputs, channel, h0, dtype):
     channels = inputs[0].shape[-1]
     parts = tuple(
-        tuple(jnp.split(x.astype(jnp.float32), 2, -1)) if x.shape[-1] != channels else x.astype(jnp.float32)
+        tuple(jnp.split(x.astype(jnp.float32), 2, -1))
+        if x.shape[-1] != channels
+        else x.astype(jnp.float32)
         for x in inputs
     )
     a, b = (jax.lax.complex(*x) for x in coefficients(parts, channel))

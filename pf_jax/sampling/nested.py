@@ -143,7 +143,11 @@ def run(
             is_started = jnp.array(True)
         else:
             shallower, above = weights.levels[level - 1], carry.levels[:level]
-            ups = pool_up(y.astype(shallower.up_pool.kernel.dtype), shallower.up_pool.kernel, shallower.up_pool.bias)
+            ups = pool_up(
+                y.astype(shallower.up_pool.kernel.dtype),
+                shallower.up_pool.kernel,
+                shallower.up_pool.bias,
+            )
             ups = jnp.concatenate([above[-1].delayed, ups.astype(jnp.float32)], axis=1)
             ups = if_started(ups, jnp.pad(above[-1].up, ((0, 0), (1, 0), (0, 0))))
             above = (*above[:-1], above[-1]._replace(delayed=ups[:, shallower.factor :]))
@@ -151,7 +155,9 @@ def run(
             carry, (outputs, group) = iterations(level - 1, Carry(above, is_started), inputs, ups)
             (above, is_started), projected = carry, None
             x = jnp.moveaxis(group, 0, 1).astype(shallower.down_pool.kernel.dtype)
-            x = pool_down(x, shallower.down_pool.kernel, shallower.down_pool.bias).astype(jnp.float32)
+            x = pool_down(x, shallower.down_pool.kernel, shallower.down_pool.bias).astype(
+                jnp.float32
+            )
         x, before = _steps(this.before, x, state.before, this.is_sashimi, projected)
         levels = (*above, state._replace(before=before, after=after, x=x))
         return Carry(levels, is_started), (outputs, x)

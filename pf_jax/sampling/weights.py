@@ -8,7 +8,7 @@ and how few bytes they read:
   subtraction of the mean is linear and folded into the kernel, too;
 * products of one input are one product: a ResBlock's gate and its layer's input map, or the gates
   of a recurrence;
-* small blocks of block-diagonal gates are filled up with zeros to one matrix;
+* the blocks of block-diagonal gates are filled up with zeros to one matrix while that is small;
 * the embedding becomes a table, and with it the first product of the first ResBlock.
 
 A ResBlock with another layer keeps its own `step`.
@@ -37,8 +37,9 @@ from pf_jax.layers.rglru import next_state
 from pf_jax.poolformer import Poolformer, ResBlock, SkipBlock
 from pf_jax.recurrence import Coefficients
 
-# Blocks of gates up to this width are cheaper as a part of one matrix than each for itself.
-_WIDEST_FILLED_BLOCK = 16
+# Up to this hidden width one product for both gates, with zeros between their blocks, takes less
+# time than many small products; beyond it, reading the zeros takes longer.
+_WIDEST_FILLED = 128
 
 
 class NormStatistics(NamedTuple):
@@ -116,7 +117,7 @@ class Cell:
         convolution: A depthwise convolution's kernel `(taps, hidden)`, oldest tap first, and bias;
             None without one.
         gates: The kernels of the recurrence gate and the input gate, `(hidden, 2 channels)`, or
-            where their blocks are wide `(2, heads, block, out_block)`.
+            where the hidden width is large `(2, heads, block, out_block)`.
         gates_bias: `(2 channels,)`.
         channel: The decay's parameters as the coefficients take them.
         output: The map back to the level's width; None without one.
@@ -138,7 +139,7 @@ class Cell:
             convolution = Linear(layer.convolution.kernel[...], layer.convolution.bias[...])
         gates = (cell.recurrence_gate, cell.input_gate)
         kernels = [gate.kernel[...] for gate in gates]
-        if kernels[0].shape[1] <= _WIDEST_FILLED_BLOCK:
+        if layer.input.out_features <= _WIDEST_FILLED:
             kernel = jnp.concatenate([jax.scipy.linalg.block_diag(*k) for k in kernels], axis=1)
         else:
             kernel = jnp.stack(kernels)

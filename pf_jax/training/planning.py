@@ -122,7 +122,7 @@ def sampler_task(
     if len(devices) > 1:
         inputs = _on_each(inputs, len(devices))
     number, temperature = (jax.ShapeDtypeStruct((), t) for t in (jnp.uint32, jnp.float32))
-    run = sampler._program(tuple(devices), False)  # As Sampler does on all but CPUs.
+    run = sampler._program(tuple(devices))
     return Task(run.lower(*inputs, number, number, temperature, None), arguments), steps
 
 

@@ -212,7 +212,10 @@ def _pools(
     yield f"{here}['down_pool']['bias']", tensors.take(f"{down}.bias", inner)
     kernel = tensors.take(f"{up}.weight", width * factor, inner).reshape(width, factor, inner)
     yield f"{here}['up_pool']['kernel']", kernel.transpose(2, 1, 0)
-    yield f"{here}['up_pool']['bias']", tensors.take(f"{up}.bias", width * factor).reshape(width, factor).T
+    yield (
+        f"{here}['up_pool']['bias']",
+        tensors.take(f"{up}.bias", width * factor).reshape(width, factor).T,
+    )
 
 
 def _block(

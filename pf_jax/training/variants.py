@@ -168,7 +168,9 @@ def _width_step(model: PoolformerConfig) -> int:
 
 def without_pooling(model: PoolformerConfig) -> PoolformerConfig:
     """A model of one level, of as many blocks and about as many parameters."""
-    mixers = tuple(mixer for level in range(model.num_levels) for mixer in _all_mixers(model, level))
+    mixers = tuple(
+        mixer for level in range(model.num_levels) for mixer in _all_mixers(model, level)
+    )
     one_level = dataclasses.replace(
         model, widths=(max(model.widths),), depths=(mixers,), pool_factors=()
     )
@@ -222,7 +224,9 @@ def _convolution_first(model: PoolformerConfig) -> PoolformerConfig:
         before, after = model.blocks(level)
         half = ("convolution",) * (len(before) // 2)
         mixers = (*half, *before[len(half) :])
-        depths.append(mixers if level == model.num_levels - 1 else (mixers, mixers[::-1] if after else ()))
+        depths.append(
+            mixers if level == model.num_levels - 1 else (mixers, mixers[::-1] if after else ())
+        )
     return dataclasses.replace(model, depths=tuple(depths))
 
 
