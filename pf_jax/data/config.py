@@ -21,7 +21,9 @@ class DataConfig:
         path: For `name="folder"`: the directory tree of sound files.
         modality: What the tokens are: "audio", "text" or "image".
         sample_rate: Of audio: samples per second; recordings at other rates are resampled.
-        quantization: Of audio: how a waveform becomes 256 levels: "mu_law" or "linear".
+        quantization: Of audio: how a waveform becomes 256 levels: "mu_law", "linear", or
+            "sashimi_mu_law". The last is the mu-law behind the likelihoods published for SC09 and
+            YouTubeMix; bits per sample of different quantizations do not compare.
         normalization: Of audio: what is stretched linearly from its least and greatest sample to
             [-1, 1] before it is quantized: "none", each whole "recording", or each "window" by
             itself. The likelihoods published for SC09, Beethoven and YouTubeMix are of windows.
