@@ -75,3 +75,15 @@ class DataConfig:
         if self.modality == "image":
             return ImageFormat.of_length(self.window)
         return AudioFormat(self.sample_rate, self.quantization)
+
+    @property
+    def levels(self) -> str:
+        """The quantization and normalization that bits per sample are of; empty if not audio."""
+        if self.modality != "audio":
+            return ""
+        return describe_levels(self.quantization, self.normalization)
+
+
+def describe_levels(quantization: str, normalization: str) -> str:
+    """Names what bits per sample are of, as in "mu_law levels, normalization: none"."""
+    return f"{quantization} levels, normalization: {normalization}"
