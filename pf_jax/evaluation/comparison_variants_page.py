@@ -63,7 +63,7 @@ def write_variants(
         sounds_section(names, sounds),
     ]
     facts = {
-        "Data": config.data.name,
+        "Data": ", ".join(filter(None, (config.data.name, config.data.levels))),
         "Budget": _describe(budget, config),
         "Batch": f"{config.batch_size} windows of {config.data.window:,} samples",
         "Seeds": ", ".join(map(str, _seeds(results))) or "none yet",

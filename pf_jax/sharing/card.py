@@ -162,6 +162,12 @@ def _figures(meta: CheckpointMeta) -> list[str]:
         return ["It was not measured."]
     table = ["| split | what | value |", "| --- | --- | --- |"]
     table += [f"| {' | '.join(row)} |" for row in rows]
+    if levels := meta.config.data.levels:
+        notes.insert(
+            0,
+            f"Bits per sample are of {levels}. Figures of another quantization or normalization "
+            "do not compare.",
+        )
     return ["\n".join(table), *(["\n".join(f"- {note}" for note in notes)] if notes else [])]
 
 
