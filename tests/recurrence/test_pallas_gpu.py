@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pf_jax.layers.rglru import RGLRU_COEFFICIENTS
+from pf_jax.recurrence.gates import CGLRU, RGLRU
 from pf_jax.recurrence import pallas_gpu
 from pf_jax.recurrence.coefficients import PLAIN, Coefficients
 from tests.recurrence.definition import (
@@ -133,8 +133,8 @@ def test_fused_rglru_equals_the_loop(monkeypatch, dtypes):
     if dtypes[-1] != jnp.float32:
         monkeypatch.setattr(pallas_gpu, "_MIN_PROGRAMS", 0)  # One chunk.
     problem = gates_of(1, (2, 37, 130), dtypes)
-    actual = interpreted(RGLRU_COEFFICIENTS, *problem)
-    expected = defined(RGLRU_COEFFICIENTS, *problem)
+    actual = interpreted(RGLRU, *problem)
+    expected = defined(RGLRU, *problem)
     assert [x.dtype for x in actual["gradients"][0]] == list(dtypes)
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     # Gradients are sums over positions whose terms are rounded as the states are.
@@ -149,11 +149,11 @@ def test_fused_rglru_equals_the_loop(monkeypatch, dtypes):
 
 # Blocks of 1 and of 2 channels a thread, of fewer channels than threads, of one; chunks and none.
 @pytest.mark.parametrize("shape", [(300, 100, 512), (2, 1000, 301), (1, 9, 5), (1, 1, 1)])
-@pytest.mark.parametrize("coefficients", [PLAIN, RGLRU_COEFFICIENTS], ids=["plain", "rglru"])
+@pytest.mark.parametrize("coefficients", [PLAIN, RGLRU], ids=["plain", "rglru"])
 def test_lowers_for_a_gpu(coefficients, shape):
     dtypes, channel = (jnp.float32, jnp.bfloat16), ()
     row = jax.ShapeDtypeStruct((shape[0], shape[2]), jnp.float32)
-    if coefficients is RGLRU_COEFFICIENTS:
+    if coefficients is RGLRU:
         dtypes, channel = (*dtypes, jnp.bfloat16), (jax.ShapeDtypeStruct(shape[2:], jnp.float32),)
     inputs = tuple(jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes)
     exported = jax.export.export(
