@@ -81,3 +81,6 @@ def _plain(inputs, channel):
 
 PLAIN = Coefficients(_plain, linear_inputs=(1,))
 """The inputs are `a` and `b` themselves."""
+
+PLAIN_COMPLEX = Coefficients(_plain, linear_inputs=(1,), complex_inputs=(0, 1))
+"""The same with complex `a` and `b`."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pf_jax.recurrence.gates import CGLRU, RGLRU
-from pf_jax.recurrence import pallas_tpu
+from pf_jax.recurrence import pallas_tpu, tpu_blocks
 from pf_jax.recurrence.coefficients import PLAIN
 from tests.recurrence.definition import (
     assert_close,
@@ -29,9 +29,9 @@ SHAPES = [(1, 1, 1), (1, 2, 130), (2, 150, 130), (2, 300, 40)]
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks of time and of channels in small arrays, and little to compile."""
-    monkeypatch.setattr(pallas_tpu, "_UNROLL", 1)
-    monkeypatch.setattr(pallas_tpu, "_MAX_TIME", 128)
-    monkeypatch.setattr(pallas_tpu, "_MAX_WIDTH", 128)
+    monkeypatch.setattr(tpu_blocks, "_UNROLL", 1)
+    monkeypatch.setattr(tpu_blocks, "_MAX_TIME", 128)
+    monkeypatch.setattr(tpu_blocks, "_MAX_WIDTH", 128)
 
 
 def everything(coefficients, inputs, channel, h0, dh, dlast, **options):
