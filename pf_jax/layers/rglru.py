@@ -11,6 +11,7 @@ from pf_jax.config import PoolformerConfig
 from pf_jax.layers.linear import BlockDiagonalLinear
 from pf_jax.recurrence import Coefficients, gates, recurrence
 from pf_jax.recurrence.gates import DECAY_EXPONENT
+from pf_jax.recurrence.number import join, split
 
 
 class RGLRU(nnx.Module):
@@ -127,17 +128,8 @@ def next_state(
     h: Float[Array, "batch width"],
 ) -> Float[Array, "batch width"]:
     """One step of `pf_jax.recurrence.recurrence`, in float32."""
-    inputs = tuple(x.astype(jnp.float32) for x in inputs)
-    if not coefficients.is_complex:
-        a, b = coefficients(inputs, channel)
-        return a * h + b
-    channels = h.shape[-1] // 2
-    inputs = tuple(
-        tuple(jnp.split(x, 2, axis=-1)) if x.shape[-1] == 2 * channels else x for x in inputs
-    )
-    (cos, sin), (real, imaginary) = coefficients(inputs, channel)
-    x, y = jnp.split(h, 2, axis=-1)
-    return jnp.concatenate([cos * x - sin * y + real, sin * x + cos * y + imaginary], axis=-1)
+    a, b = coefficients.numbers(coefficients.split(inputs, jnp.float32), channel)
+    return join(a * split(h, coefficients.parts) + b)
 
 
 def initial_decay(key, channels: int, radii: tuple[float, float]) -> Float[Array, "channels"]:
