@@ -27,7 +27,7 @@ from absl import flags
 
 from experiments import cli
 from pf_jax.errors import UserError
-from pf_jax.layers.rglru import RGLRU_COEFFICIENTS
+from pf_jax.recurrence.gates import CGLRU, RGLRU
 from pf_jax.recurrence import IMPLEMENTATIONS, choice, linear_recurrence, recurrence
 
 # The levels of the folder preset; and on accelerators, few and many channels in all.
@@ -110,12 +110,12 @@ def _with_gradient(forward: Callable) -> Callable:
 
 
 def _fused(decay: jax.Array, *gates: jax.Array) -> jax.Array:
-    return recurrence(RGLRU_COEFFICIENTS, gates, (decay,), dtype=gates[0].dtype)[0]
+    return recurrence(RGLRU, gates, (decay,), dtype=gates[0].dtype)[0]
 
 
 def _apart(decay: jax.Array, *gates: jax.Array) -> jax.Array:
     """As XLA makes it: `a` and `b` in memory, in float32."""
-    a, b = RGLRU_COEFFICIENTS(tuple(x.astype(jnp.float32) for x in gates), (decay,))
+    a, b = RGLRU(tuple(x.astype(jnp.float32) for x in gates), (decay,))
     return linear_recurrence(a, b).astype(gates[0].dtype)
 
 

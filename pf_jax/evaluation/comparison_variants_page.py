@@ -147,7 +147,7 @@ def _warnings(results: Sequence[Result], budget: Budget, config: TrainConfig) ->
 
 def _seconds_of_steps(result: Result, budget: Budget) -> float:
     """The time that a budget's steps were to take."""
-    speed = result.measurement.get("steps_per_second")
+    speed = result.measurement.get("steps_per_clock_second")
     return budget.steps / speed if budget.steps is not None and speed else 0.0
 
 

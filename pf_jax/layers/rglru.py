@@ -11,6 +11,7 @@ from pf_jax.config import PoolformerConfig
 from pf_jax.layers.linear import BlockDiagonalLinear
 from pf_jax.recurrence import Coefficients, gates, recurrence
 from pf_jax.recurrence.gates import DECAY_EXPONENT
+from pf_jax.recurrence.number import join, split
 
 
 class RGLRU(nnx.Module):
@@ -36,14 +37,13 @@ class RGLRU(nnx.Module):
     """
 
     coefficients: ClassVar[Coefficients] = gates.RGLRU
-    parts: ClassVar[int] = 1
 
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
-        """Makes the cell; `config.num_heads` must divide its `width / parts` channels."""
+        """Makes the cell; `config.num_heads` must divide its real or complex channels."""
         self.width = width
         self.recurrence = config.recurrence
         self.sequence_axis = config.sequence_axis
-        channels = width // self.parts
+        channels = width // self.coefficients.parts
         gate = {"out_width": channels, "dtype": config.dtype, "rngs": rngs}
         self.recurrence_gate = BlockDiagonalLinear(width, config.num_heads, **gate)
         self.input_gate = BlockDiagonalLinear(width, config.num_heads, **gate)
@@ -106,7 +106,6 @@ class CGLRU(RGLRU):
     """
 
     coefficients: ClassVar[Coefficients] = gates.CGLRU
-    parts: ClassVar[int] = 2
 
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the cell."""
@@ -127,17 +126,8 @@ def next_state(
     h: Float[Array, "batch width"],
 ) -> Float[Array, "batch width"]:
     """One step of `pf_jax.recurrence.recurrence`, in float32."""
-    inputs = tuple(x.astype(jnp.float32) for x in inputs)
-    if not coefficients.is_complex:
-        a, b = coefficients(inputs, channel)
-        return a * h + b
-    channels = h.shape[-1] // 2
-    inputs = tuple(
-        tuple(jnp.split(x, 2, axis=-1)) if x.shape[-1] == 2 * channels else x for x in inputs
-    )
-    (cos, sin), (real, imaginary) = coefficients(inputs, channel)
-    x, y = jnp.split(h, 2, axis=-1)
-    return jnp.concatenate([cos * x - sin * y + real, sin * x + cos * y + imaginary], axis=-1)
+    a, b = coefficients.numbers(coefficients.split(inputs, jnp.float32), channel)
+    return join(a * split(h, coefficients.parts) + b)
 
 
 def initial_decay(key, channels: int, radii: tuple[float, float]) -> Float[Array, "channels"]:

@@ -5,4 +5,4 @@ from pf_jax.recurrence.choice import IMPLEMENTATIONS
 from pf_jax.recurrence.coefficients import Coefficients
 from pf_jax.recurrence.linear_recurrence import linear_recurrence, recurrence
 
-__all__ = ["IMPLEMENTATIONS", "Coefficients", "linear_recurrence", "recurrence"]
+__all__ = ["IMPLEMENTATIONS", "Coefficients", "gates", "linear_recurrence", "recurrence"]

@@ -7,18 +7,14 @@ device. The adjoint takes the same way from the other end.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+
+from pf_jax.recurrence.number import Number
 
 
 def entering(
-    decay: Float[Array, "batch width"],
-    last: Float[Array, "batch width"],
-    start: Float[Array, "batch width"],
-    axis: str,
-    *,
-    reverse: bool = False,
-) -> Float[Array, "batch width"]:
-    """The state in which this device's piece begins.
+    decay: Number, last: Number, start: Number, axis: str, *, reverse: bool = False
+) -> Number:
+    """The state in which this device's piece begins; all parts are of shape (batch, width).
 
     Args:
         decay: The map `x -> decay x + last` of this device's piece.
@@ -30,10 +26,15 @@ def entering(
     number, size = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
     order = range(size - 1, 0, -1) if reverse else range(size - 1)
     is_first = number == (size - 1 if reverse else 0)
-    last = jnp.where(is_first, decay * start + last, last)
-    decays, lasts = jax.lax.all_gather(jnp.stack([decay, last]), axis, axis=1)
-    state = jnp.zeros_like(start)
+
+    def choose(condition, x, y):
+        return jax.tree.map(lambda x, y: jnp.where(condition, x, y), x, y)
+
+    last = choose(is_first, decay * start + last, last)
+    gathered = jax.lax.all_gather(jnp.stack([*decay.parts, *last.parts]), axis)
+    state = start.full(0.0)
     for k in order:
         is_before = k > number if reverse else k < number
-        state = jnp.where(is_before, decays[k] * state + lasts[k], state)
-    return jnp.where(is_first, start, state)
+        decay_k, last_k = (Number(tuple(x)) for x in jnp.split(gathered[k], 2))
+        state = choose(is_before, decay_k * state + last_k, state)
+    return choose(is_first, start, state)

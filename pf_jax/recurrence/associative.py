@@ -1,16 +1,11 @@
 """The recurrence in `O(log time)` parallel steps: fastest where there are many idle lanes."""
 
 import jax
-from jaxtyping import Array, Inexact
+
+from pf_jax.recurrence.number import Number
 
 
-def associative(
-    a: Inexact[Array, "batch time width"],
-    b: Inexact[Array, "batch time width"],
-    h0: Inexact[Array, "batch width"],
-    *,
-    reverse: bool,
-) -> Inexact[Array, "batch time width"]:
+def associative(a: Number, b: Number, h0: Number, *, reverse: bool) -> Number:
     """`pf_jax.linear_recurrence` by `jax.lax.associative_scan` (Blelloch 1990).
 
     The affine maps `h -> a h + b` compose associatively:
@@ -22,5 +17,6 @@ def associative(
         return a1 * a2, a2 * b1 + b2
 
     start = -1 if reverse else 0
-    b = b.at[:, start].add(a[:, start] * h0)
+    entering = a.map(lambda x: x[:, start]) * h0
+    b = jax.tree.map(lambda x, y: x.at[:, start].add(y), b, entering)
     return jax.lax.associative_scan(then, (a, b), reverse=reverse, axis=1)[1]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.interpreters import batching, mlir
 
 from pf_jax.errors import UserError
-from pf_jax.recurrence import cpu_loop, portable
+from pf_jax.recurrence import portable
 from pf_jax.recurrence.associative import associative
 from pf_jax.recurrence.coefficients import PLAIN, Coefficients
 from pf_jax.recurrence.sequential import sequential
@@ -44,7 +44,7 @@ def _around(scan: portable.Scan) -> Implementation:
     return Implementation(*(functools.partial(getattr(portable, f), scan) for f in _FUNCTIONS))
 
 
-def _kernel(name: str, platform: str) -> Implementation:
+def _kernel(name: str, platform: str | None) -> Implementation:
     """That of a module which is imported when it is needed: not every machine has its compiler."""
 
     def function(which: str, *args: Any, **options: Any) -> Any:
@@ -61,7 +61,7 @@ def _module(name: str) -> Any:
 IMPLEMENTATIONS = {
     "associative": _around(portable.reversible(associative)),
     "sequential": _around(portable.reversible(sequential)),
-    "cpu_loop": _around(portable.Scan(cpu_loop.states, cpu_loop.adjoint)),
+    "cpu_loop": _kernel("cpu_loop", None),
     "pallas_tpu": _kernel("pallas_tpu", "tpu"),
     "pallas_gpu": _kernel("pallas_gpu", "cuda"),
 }

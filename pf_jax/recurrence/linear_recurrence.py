@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Inexact
 from pf_jax.errors import UserError
 from pf_jax.recurrence import across, choice
 from pf_jax.recurrence.coefficients import PLAIN, Coefficients
+from pf_jax.recurrence.number import join, split
 
 _TYPES_OF_KERNELS = {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}
 
@@ -68,20 +69,24 @@ def recurrence(
     coefficients: Coefficients,
     inputs: Sequence[Inexact[Array, "batch time width"]],
     channel: Sequence[Float[Array, "width"]] = (),
-    h0: Inexact[Array, "batch width"] | None = None,
+    h0: Inexact[Array, "batch parts*width"] | None = None,
     *,
     dtype: Any,
     implementation: str = "auto",
     sequence_axis: str = "",
-) -> tuple[Inexact[Array, "batch time width"], Inexact[Array, "batch width"]]:
+) -> tuple[Inexact[Array, "batch time parts*width"], Inexact[Array, "batch parts*width"]]:
     """`linear_recurrence` of a decay and an input that are functions of other arrays.
 
     Kernels compute these functions and their gradients in the same pass as the recurrence. In the
     backward pass `a` and `b` are computed again, not kept.
 
+    In a complex recurrence `parts` is 2: states and complex inputs are real arrays that have the
+    real parts of all channels in front of the imaginary parts.
+
     Args:
         coefficients: `(inputs, channel) -> (a, b)` at each position.
-        inputs: What `a` and `b` depend on, of one shape and of any types.
+        inputs: What `a` and `b` depend on, of any types and of one shape, but for complex inputs,
+            which are twice as wide as real ones.
         channel: Parameters of the channels that they depend on.
         h0: The state before the first position; zeros if left out.
         dtype: Of the states.
@@ -93,12 +98,19 @@ def recurrence(
         inputs. With a sequence axis it is that after this device's piece.
 
     Raises:
-        UserError: The shape of `h0` does not fit, or the implementation is unknown.
+        UserError: The shapes do not fit, or the implementation is unknown.
     """
     choice.check(implementation)
-    if coefficients.is_complex:
-        return _temporary_complex(coefficients, inputs, channel, h0, dtype)
-    batch, time, width = inputs[0].shape
+    batch, time, _ = inputs[0].shape
+    channels = coefficients.width(inputs)
+    for n, x in enumerate(inputs):
+        if x.shape != (batch, time, channels * coefficients.parts_of(n)):
+            shapes = ", ".join(str(x.shape) for x in inputs)
+            raise UserError(
+                "The inputs of a recurrence need one shape, complex ones twice the width, got "
+                f"{shapes}; complex are those with the indices {coefficients.complex_inputs}."
+            )
+    width = channels * coefficients.parts
     state_dtype = jnp.promote_types(jnp.result_type(*inputs), jnp.float32)
     if h0 is None:
         h0 = jnp.zeros((batch, width), state_dtype)
@@ -138,7 +150,7 @@ def _forward(how: _How, inputs, channel, h0):
     run, decay = functools.partial(choice.run, how.implementation), None
     if how.axis:
         decay, last = run("carry", how.coefficients, inputs, channel)
-        h0 = across.entering(decay, last, h0, how.axis)
+        h0 = _entering(how, decay, last, h0)
     h, last = run("forward", how.coefficients, inputs, channel, h0, dtype=how.dtype)
     linear = how.coefficients.linear_inputs
     kept = tuple(None if number in linear else x for number, x in enumerate(inputs))
@@ -158,14 +170,21 @@ def _gradients(how: _How, residuals, cotangents):
     if how.axis:
         # An adjoint that enters a piece comes from the piece behind it, and from `dlast`.
         s = run("adjoint_carry", how.coefficients, inputs, channel, dh)
-        nothing = jnp.zeros_like(dlast)
-        s = across.entering(decay, s + decay * dlast, nothing, how.axis, reverse=True)
-        dlast = dlast + s
+        parts = how.coefficients.parts
+        decay = join(split(decay, parts).conj())
+        s = s + join(split(decay, parts) * split(dlast, parts))
+        dlast = dlast + _entering(how, decay, s, jnp.zeros_like(dlast), reverse=True)
     dinputs, dchannel, dh0 = run("gradient", how.coefficients, inputs, channel, h0, h, dh, dlast)
     if how.axis:
         dh0 = jnp.where(jax.lax.axis_index(how.axis) == 0, dh0, 0.0)
     dinputs = tuple(x.astype(dtype) for x, dtype in zip(dinputs, how.input_dtypes, strict=True))
     return dinputs, dchannel, dh0
+
+
+def _entering(how: _How, *arrays, reverse: bool = False):
+    """`across.entering` of arrays."""
+    numbers = (split(x, how.coefficients.parts) for x in arrays)
+    return join(across.entering(*numbers, how.axis, reverse=reverse))
 
 
 def _backward_forward(how: _How, residuals, cotangents):
@@ -180,18 +199,3 @@ def _backward_backward(how: _How, arguments, cotangents):
 
 _backward.defvjp(_backward_forward, _backward_backward)
 _recurrence.defvjp(_forward, _backward)
-
-
-def _temporary_complex(coefficients, inputs, channel, h0, dtype):
-    channels = inputs[0].shape[-1]
-    parts = tuple(
-        tuple(jnp.split(x.astype(jnp.float32), 2, -1))
-        if x.shape[-1] != channels
-        else x.astype(jnp.float32)
-        for x in inputs
-    )
-    a, b = (jax.lax.complex(*x) for x in coefficients(parts, channel))
-    start = jax.lax.complex(*jnp.split(h0, 2, -1))
-    h = linear_recurrence(a, b, start, implementation="associative")
-    h = jnp.concatenate([h.real, h.imag], -1)
-    return h.astype(dtype), h[:, -1]

@@ -2,16 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+
+from pf_jax.recurrence.number import Number
 
 
-def sequential(
-    a: Inexact[Array, "batch time width"],
-    b: Inexact[Array, "batch time width"],
-    h0: Inexact[Array, "batch width"],
-    *,
-    reverse: bool,
-) -> Inexact[Array, "batch time width"]:
+def sequential(a: Number, b: Number, h0: Number, *, reverse: bool) -> Number:
     """`pf_jax.linear_recurrence` by `jax.lax.scan`. `reverse` runs from the last position."""
 
     def step(h, a_and_b):
@@ -19,6 +14,6 @@ def sequential(
         h = a_t * h + b_t
         return h, h
 
-    time_major = (jnp.moveaxis(a, 1, 0), jnp.moveaxis(b, 1, 0))
+    time_major = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (a, b))
     _, h = jax.lax.scan(step, h0, time_major, reverse=reverse)
-    return jnp.moveaxis(h, 0, 1)
+    return h.map(lambda x: jnp.moveaxis(x, 0, 1))

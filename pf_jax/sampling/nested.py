@@ -21,7 +21,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pf_jax.layers import LayerState
-from pf_jax.layers.pooling import pool_down, pool_up
 from pf_jax.poolformer import SkipBlockState
 from pf_jax.sampling.drawing import draw, log_probability
 from pf_jax.sampling.weights import Block, SamplerWeights
@@ -143,21 +142,13 @@ def run(
             is_started = jnp.array(True)
         else:
             shallower, above = weights.levels[level - 1], carry.levels[:level]
-            ups = pool_up(
-                y.astype(shallower.up_pool.kernel.dtype),
-                shallower.up_pool.kernel,
-                shallower.up_pool.bias,
-            )
-            ups = jnp.concatenate([above[-1].delayed, ups.astype(jnp.float32)], axis=1)
+            ups = jnp.concatenate([above[-1].delayed, shallower.pools.pool_up(y)], axis=1)
             ups = if_started(ups, jnp.pad(above[-1].up, ((0, 0), (1, 0), (0, 0))))
             above = (*above[:-1], above[-1]._replace(delayed=ups[:, shallower.factor :]))
             ups = jnp.moveaxis(ups[:, : shallower.factor], 1, 0)
             carry, (outputs, group) = iterations(level - 1, Carry(above, is_started), inputs, ups)
             (above, is_started), projected = carry, None
-            x = jnp.moveaxis(group, 0, 1).astype(shallower.down_pool.kernel.dtype)
-            x = pool_down(x, shallower.down_pool.kernel, shallower.down_pool.bias).astype(
-                jnp.float32
-            )
+            x = shallower.pools.pool_down(jnp.moveaxis(group, 0, 1))
         x, before = _steps(this.before, x, state.before, this.is_sashimi, projected)
         levels = (*above, state._replace(before=before, after=after, x=x))
         return Carry(levels, is_started), (outputs, x)

@@ -301,9 +301,13 @@ def _share_out(tree: Any, devices: Sequence[jax.Device]) -> Any:
     number = len(devices)
     if number == 1:
         return jax.device_put(tree, devices[0])
-    shares = jax.tree.map(
-        lambda x: x.reshape(number, -1, *x.shape[1:]) if x.ndim else jnp.repeat(x, number), tree
-    )
+
+    def share(x):
+        if x.ndim == 0:
+            return jnp.repeat(x, number)
+        return x.reshape(number, len(x) // number, *x.shape[1:])
+
+    shares = jax.tree.map(share, tree)
     return _placed(tuple(devices))(shares)
 
 

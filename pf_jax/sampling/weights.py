@@ -24,15 +24,14 @@ from jaxtyping import Array, Float
 
 from pf_jax.layers import (
     ComplexRecurrence,
-    DownPool,
     GatedMLP,
     LayerState,
     Norm,
     RealRecurrence,
     Recurrence,
     RecurrenceState,
-    UpPool,
 )
+from pf_jax.layers.pooling import pool_down, pool_up
 from pf_jax.layers.rglru import next_state
 from pf_jax.poolformer import Poolformer, ResBlock, SkipBlock
 from pf_jax.recurrence import Coefficients
@@ -71,17 +70,12 @@ class Linear:
     """`x W + b`: products of the kernel's type, summed in float32.
 
     Attributes:
-        kernel: `(in, out)`; other shapes for convolutions and pools.
+        kernel: `(in, out)`.
         bias: `(out,)`, float32.
     """
 
     kernel: Float[Array, "in out"]
     bias: Float[Array, "out"]
-
-    @classmethod
-    def of(cls, pool: DownPool | UpPool) -> Self:
-        """The weights of a pool, for `pf_jax.layers.pooling`'s functions."""
-        return cls(pool.kernel.astype(pool.dtype), pool.bias[...])
 
     @classmethod
     def fuse(cls, layers: list[nnx.Linear], norm: Norm | None = None) -> Self:
@@ -110,12 +104,37 @@ class Linear:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Pools:
+    """Both pools between a level and the next; `down` and `up` are (kernel, bias)."""
+
+    down: tuple[Float[Array, "factor width/groups next_width"], Float[Array, "next_width"]]
+    up: tuple[Float[Array, "next_width/groups factor width"], Float[Array, "..."]]
+
+    @classmethod
+    def lay_out(cls, body: SkipBlock) -> Self:
+        """The weights of a level's pools."""
+        pools = (body.down_pool, body.up_pool)
+        return cls(*((pool.kernel.astype(pool.dtype), pool.bias[...]) for pool in pools))
+
+    def pool_down(
+        self, group: Float[Array, "batch factor width"]
+    ) -> Float[Array, "batch next_width"]:
+        """One vector of a group, float32."""
+        return pool_down(group.astype(self.down[0].dtype), *self.down).astype(jnp.float32)
+
+    def pool_up(self, y: Float[Array, "batch next_width"]) -> Float[Array, "batch factor width"]:
+        """A group of vectors, float32."""
+        return pool_up(y.astype(self.up[0].dtype), *self.up).astype(jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Cell:
     """A gated linear recurrence behind its input map, with the equations of `pf_jax.layers`.
 
     Attributes:
-        convolution: A depthwise convolution's kernel `(taps, hidden)`, oldest tap first, and bias;
-            None without one.
+        convolution: The kernel `(taps, hidden)` of a depthwise convolution, oldest tap first, and
+            its bias; None without one.
         gates: The kernels of the recurrence gate and the input gate, `(hidden, 2 channels)`, or
             where the hidden width is large `(2, heads, block, out_block)`.
         gates_bias: `(2 channels,)`.
@@ -124,7 +143,7 @@ class Cell:
         coefficients: `a` and `b` of the recurrence.
     """
 
-    convolution: Linear | None
+    convolution: tuple[Float[Array, "taps hidden"], Float[Array, "hidden"]] | None
     gates: Float[Array, "hidden 2*channels"] | Float[Array, "2 heads block out_block"]
     gates_bias: Float[Array, "2*channels"]
     channel: tuple[Float[Array, "channels"], ...]
@@ -136,7 +155,7 @@ class Cell:
         """The weights of a layer without its input map."""
         cell, convolution = layer.cell, None
         if layer.convolution is not None:
-            convolution = Linear(layer.convolution.kernel[...], layer.convolution.bias[...])
+            convolution = layer.convolution.kernel[...], layer.convolution.bias[...]
         gates = (cell.recurrence_gate, cell.input_gate)
         kernels = [gate.kernel[...] for gate in gates]
         if layer.input.out_features <= _WIDEST_FILLED:
@@ -159,8 +178,8 @@ class Cell:
         inputs = ()
         if self.convolution is not None:
             inputs = jnp.concatenate([state.convolution, u[:, None]], axis=1)
-            taps = enumerate(self.convolution.kernel)
-            u = self.convolution.bias + sum(inputs[:, j] * tap for j, tap in taps)
+            kernel, bias = self.convolution
+            u = bias + sum(inputs[:, j] * tap for j, tap in enumerate(kernel))
             inputs = inputs[:, 1:]
         gates = jnp.split(self._gates(u), 2, axis=1)
         h = next_state(self.coefficients, (*gates, u), self.channel, state.recurrence)
@@ -267,8 +286,7 @@ class LevelWeights:
     Attributes:
         before: ResBlocks before the nested SkipBlock.
         after: ResBlocks after it.
-        down_pool: To the next level; None in the innermost.
-        up_pool: From the next level; None in the innermost.
+        pools: To the next level and back; None in the innermost.
         width: The number of channels.
         factor: The pool factor to the next level; 1 in the innermost.
         is_sashimi: Whether it is SaShiMi's SkipBlock.
@@ -276,8 +294,7 @@ class LevelWeights:
 
     before: tuple[Block, ...]
     after: tuple[Block, ...]
-    down_pool: Linear | None
-    up_pool: Linear | None
+    pools: Pools | None
     width: int = dataclasses.field(metadata={"static": True})
     factor: int = dataclasses.field(metadata={"static": True})
     is_sashimi: bool = dataclasses.field(metadata={"static": True})
@@ -286,12 +303,11 @@ class LevelWeights:
     def lay_out(cls, body: SkipBlock, width: int) -> Self:
         """The weights of a level."""
         if body.is_innermost:
-            return cls(_blocks(body.before), (), None, None, width, 1, body.is_sashimi)
+            return cls(_blocks(body.before), (), None, width, 1, body.is_sashimi)
         return cls(
             before=_blocks(body.before),
             after=_blocks(body.after),
-            down_pool=Linear.of(body.down_pool),
-            up_pool=Linear.of(body.up_pool),
+            pools=Pools.lay_out(body),
             width=width,
             factor=body.factor,
             is_sashimi=body.is_sashimi,

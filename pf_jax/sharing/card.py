@@ -82,7 +82,8 @@ def _summary(meta: CheckpointMeta) -> str:
     return (
         f"A model of {made[data.modality]}. It has {meta.exported.parameters:,} parameters in "
         f"{model.num_levels} levels of widths {model.widths}, pooled by {model.pool_factors}; "
-        f"layers: {', '.join(f'`{name}`' for name in sorted(model.layers))}. `{META}` has the whole config."
+        f"layers: {', '.join(f'`{name}`' for name in sorted(model.layers))}. `{META}` has the "
+        "whole config."
     )
 
 

@@ -56,9 +56,10 @@ def level_costs(config: PoolformerConfig) -> tuple[LevelCost, ...]:
     left out (norms, activations, the recurrence itself, the convolution that S4D makes of it), and
     so are products of activations, such as the scores of an attention mixer.
 
-    A state that decays by `a` a position averages over about `1 / (1 - a)` positions. In the gated
-    recurrences `|a| = radius^(8 r)` (Griffin, arXiv 2402.19427, section 2.4), radius is anywhere in `config.radii`, and `r` is what its initial bias makes it. In S4D `a = exp(-dt / 2)`, and
-    `dt` is anywhere in the interval in which it is drawn.
+    A state that decays by `a` a position averages over about `1 / (1 - |a|)` positions. In the
+    gated recurrences `|a| = radius^(8 r)` (Griffin, arXiv 2402.19427, section 2.4), radius is
+    anywhere in `config.radii`, and `r` is what its initial bias makes it. In S4D
+    `|a| = exp(-dt / 2)`, and `dt` is anywhere in the interval in which it is drawn.
     """
     model = abstract_model(config)
     outside = _count([model.embedding, model.head_norm, model.head])

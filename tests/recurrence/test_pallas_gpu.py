@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pf_jax.layers.rglru import RGLRU_COEFFICIENTS
-from pf_jax.recurrence import pallas_gpu
+from pf_jax.recurrence.gates import CGLRU, RGLRU
+from pf_jax.recurrence import gpu_programs, pallas_gpu
 from pf_jax.recurrence.coefficients import PLAIN, Coefficients
 from tests.recurrence.definition import (
     assert_close,
@@ -27,10 +27,10 @@ DECAYS = ("any", "slow", "near one", "zeros and ones")
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks, groups and chunks in small arrays, and little to compile."""
-    monkeypatch.setattr(pallas_gpu, "_MAX_ROWS", 2)
-    monkeypatch.setattr(pallas_gpu, "_MIN_CHUNK", 10)
-    monkeypatch.setattr(pallas_gpu, "_FULL", 8)
-    monkeypatch.setattr(pallas_gpu, "_MIN_PROGRAMS", 5)
+    monkeypatch.setattr(gpu_programs, "_MAX_ROWS", 2)
+    monkeypatch.setattr(gpu_programs, "_MIN_CHUNK", 10)
+    monkeypatch.setattr(gpu_programs, "_FULL", 8)
+    monkeypatch.setattr(gpu_programs, "_MIN_PROGRAMS", 5)
 
 
 def everything(coefficients, inputs, channel, h0, dh, dlast, **options):
@@ -131,10 +131,10 @@ def gates_of(seed, shape, dtypes):
 )
 def test_fused_rglru_equals_the_loop(monkeypatch, dtypes):
     if dtypes[-1] != jnp.float32:
-        monkeypatch.setattr(pallas_gpu, "_MIN_PROGRAMS", 0)  # One chunk.
+        monkeypatch.setattr(gpu_programs, "_MIN_PROGRAMS", 0)  # One chunk.
     problem = gates_of(1, (2, 37, 130), dtypes)
-    actual = interpreted(RGLRU_COEFFICIENTS, *problem)
-    expected = defined(RGLRU_COEFFICIENTS, *problem)
+    actual = interpreted(RGLRU, *problem)
+    expected = defined(RGLRU, *problem)
     assert [x.dtype for x in actual["gradients"][0]] == list(dtypes)
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     # Gradients are sums over positions whose terms are rounded as the states are.
@@ -149,11 +149,11 @@ def test_fused_rglru_equals_the_loop(monkeypatch, dtypes):
 
 # Blocks of 1 and of 2 channels a thread, of fewer channels than threads, of one; chunks and none.
 @pytest.mark.parametrize("shape", [(300, 100, 512), (2, 1000, 301), (1, 9, 5), (1, 1, 1)])
-@pytest.mark.parametrize("coefficients", [PLAIN, RGLRU_COEFFICIENTS], ids=["plain", "rglru"])
+@pytest.mark.parametrize("coefficients", [PLAIN, RGLRU], ids=["plain", "rglru"])
 def test_lowers_for_a_gpu(coefficients, shape):
     dtypes, channel = (jnp.float32, jnp.bfloat16), ()
     row = jax.ShapeDtypeStruct((shape[0], shape[2]), jnp.float32)
-    if coefficients is RGLRU_COEFFICIENTS:
+    if coefficients is RGLRU:
         dtypes, channel = (*dtypes, jnp.bfloat16), (jax.ShapeDtypeStruct(shape[2:], jnp.float32),)
     inputs = tuple(jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes)
     exported = jax.export.export(
@@ -162,7 +162,7 @@ def test_lowers_for_a_gpu(coefficients, shape):
         disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")],
     )(inputs, channel, row, inputs[-1], row)
     # With chunks, the two functions with states take two more kernels each, and the others one.
-    kernels = 10 if pallas_gpu.plan(*shape, 4).num_chunks > 1 else 4
+    kernels = 10 if gpu_programs.plan(*shape, 4).num_chunks > 1 else 4
     assert exported.mlir_module().count("@mosaic_gpu_v2") == kernels
 
 
@@ -183,7 +183,7 @@ def root_decay(inputs, channel):
 
 @pytest.mark.usefixtures("small_blocks")
 def test_coefficients_may_have_a_slope_of_their_own(monkeypatch):
-    monkeypatch.setattr(pallas_gpu, "_MIN_PROGRAMS", 0)  # One chunk.
+    monkeypatch.setattr(gpu_programs, "_MIN_PROGRAMS", 0)  # One chunk.
     rng = np.random.default_rng(3)
     inputs = tuple(jnp.asarray(x, jnp.float32) for x in rng.uniform(0.0, 1.0, (2, 1, 12, 6)))
     inputs = (inputs[0].at[0, 3].set(0.0), inputs[1])
@@ -204,7 +204,7 @@ def test_coefficients_may_have_a_slope_of_their_own(monkeypatch):
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_plan_covers_everything_within_bounds(batch, time, width, num_arrays):
-    p = pallas_gpu.plan(batch, time, width, num_arrays)
+    p = gpu_programs.plan(batch, time, width, num_arrays)
     assert (p.num_chunks - 1) * p.chunk < time <= p.num_chunks * p.chunk
     assert p.chunk % p.rows == 0
     assert p.rows <= time
@@ -219,7 +219,7 @@ def test_plan_covers_everything_within_bounds(batch, time, width, num_arrays):
     ("shape", "chunked"), [((8, 16384, 256), True), ((64, 16384, 512), False), ((1, 64, 64), False)]
 )
 def test_plan_cuts_time_where_programs_are_too_few(shape, chunked):
-    p = pallas_gpu.plan(*shape, 2)
+    p = gpu_programs.plan(*shape, 2)
     programs = shape[0] * -(-shape[2] // p.block_width) * p.num_chunks
     assert (p.num_chunks > 1) == chunked
     assert programs >= 99 or shape[1] < 128

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pf_jax.layers.rglru import RGLRU_COEFFICIENTS
-from pf_jax.recurrence import pallas_tpu
+from pf_jax.recurrence.gates import CGLRU, RGLRU
+from pf_jax.recurrence import pallas_tpu, tpu_blocks
 from pf_jax.recurrence.coefficients import PLAIN
 from tests.recurrence.definition import (
     assert_close,
@@ -29,9 +29,9 @@ SHAPES = [(1, 1, 1), (1, 2, 130), (2, 150, 130), (2, 300, 40)]
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks of time and of channels in small arrays, and little to compile."""
-    monkeypatch.setattr(pallas_tpu, "_UNROLL", 1)
-    monkeypatch.setattr(pallas_tpu, "_MAX_TIME", 128)
-    monkeypatch.setattr(pallas_tpu, "_MAX_WIDTH", 128)
+    monkeypatch.setattr(tpu_blocks, "_UNROLL", 1)
+    monkeypatch.setattr(tpu_blocks, "_MAX_TIME", 128)
+    monkeypatch.setattr(tpu_blocks, "_MAX_WIDTH", 128)
 
 
 def everything(coefficients, inputs, channel, h0, dh, dlast, **options):
@@ -122,7 +122,7 @@ def derived(arguments, dh, dlast):
     """What JAX makes of a scan over time that it differentiates itself."""
 
     def run(inputs, channel, h0):
-        a, b = (jnp.moveaxis(x, 1, 0) for x in RGLRU_COEFFICIENTS(inputs, channel))
+        a, b = (jnp.moveaxis(x, 1, 0) for x in RGLRU(inputs, channel))
 
         def step(h, coefficients):
             h = coefficients[0] * h + coefficients[1]
@@ -143,7 +143,7 @@ def derived(arguments, dh, dlast):
 @pytest.mark.parametrize("shape", [(1, 150, 130), (1, 300, 40)])
 def test_fused_rglru_equals_what_jax_derives_in_float64(shape, dtype):
     inputs, channel, h0, dh, dlast = gates_of(1, shape, dtype)
-    actual = interpreted(RGLRU_COEFFICIENTS, inputs, channel, h0, dh, dlast)
+    actual = interpreted(RGLRU, inputs, channel, h0, dh, dlast)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(double(x)[0]), (inputs, channel, h0))
         dh, dlast = (jnp.asarray(double(x)[0]) for x in (dh, dlast))
@@ -167,7 +167,7 @@ def test_fused_rglru_equals_what_jax_derives_in_float64(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("coefficients", [PLAIN, RGLRU_COEFFICIENTS])
+@pytest.mark.parametrize("coefficients", [PLAIN, RGLRU])
 @pytest.mark.parametrize("shape", [(2, 300, 256), (1, 7, 40), (3, 1000, 600)])
 def test_lowers_for_a_tpu(monkeypatch, coefficients, dtype, shape):
     monkeypatch.undo()  # The blocks as they are.

@@ -15,8 +15,8 @@ def of_horizons(found: Sequence[Horizons], unit: Unit) -> str:
     """Whether the median horizon grows with the level, and how much of that pooling does."""
     if not found:
         return (
-            "No horizon is known: either no layer has a log_decay, by which it tells how its states "
-            "decay, or no ResBlock saw a whole position."
+            "No horizon is known: either no layer has a log_decay, which says how states decay, or "
+            "no ResBlock saw a whole position."
         )
     medians = [h.quantile(0.5) for h in found]
     if len(found) == 1:
