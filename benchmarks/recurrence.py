@@ -27,8 +27,8 @@ from absl import flags
 
 from experiments import cli
 from pf_jax.errors import UserError
-from pf_jax.recurrence.gates import CGLRU, RGLRU
 from pf_jax.recurrence import IMPLEMENTATIONS, choice, linear_recurrence, recurrence
+from pf_jax.recurrence.gates import RGLRU
 
 # The levels of the folder preset; and on accelerators, few and many channels in all.
 _SHAPES_OF_CPU = ["4x16384x64", "4x1024x160", "4x128x320"]
