@@ -1,7 +1,8 @@
 """Measures a checkpoint: its likelihood on held-out data, and its sounds against real ones.
 
 Bits per sample are of the whole split, each real sample once: with the state carried through each
-recording, and in independent windows, as most published figures are. With a classifier (trained by
+recording, and in independent windows, as most published figures are. They are of the quantization
+and normalization of the checkpoint, which are told beside them. With a classifier (trained by
 experiments.train --config=sc09_classifier) also FID, IS, mIS, AM and NDB of sounds that are drawn
 from the checkpoint, or that are in a folder. All of it goes to a page, and to JSON.
 
@@ -29,7 +30,7 @@ from experiments.common_flags import DataPlace, Hosts
 from pf_jax import Poolformer, load
 from pf_jax.audio import AudioFormat
 from pf_jax.data import Dataset
-from pf_jax.data.config import DataConfig
+from pf_jax.data.config import DataConfig, describe_levels
 from pf_jax.data.windows import Windows
 from pf_jax.errors import UserError
 from pf_jax.evaluation.classifier import Classifier, load_classifier
@@ -149,14 +150,17 @@ def _output_directory(meta: CheckpointMeta | None) -> epath.Path:
 
 
 def _about(model: Poolformer, meta: CheckpointMeta, dataset: Dataset) -> dict[str, Any]:
+    data, is_audio = meta.config.data, isinstance(meta.format, AudioFormat)
     return {
         "checkpoint": meta.path,
         "step": meta.step,
         "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))),
         "dataset": dataset.name,
         "split": _SPLIT.value,
-        "window": meta.config.data.window,
-        "unit": "sample" if isinstance(meta.format, AudioFormat) else "byte",
+        "window": data.window,
+        "unit": "sample" if is_audio else "byte",
+        "quantization": data.quantization if is_audio else None,
+        "normalization": data.normalization if is_audio else None,
         "validation_bits_per_sample": meta.validation_bits_per_sample,
     }
 
@@ -277,6 +281,8 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
             f"{carried['num_samples']:,} {results['unit']}s of "
             f"{carried['num_recordings']:,} recordings"
         )
+        if results["quantization"]:
+            yield f"  {describe_levels(results['quantization'], results['normalization'])}"
         names = {"carried": "state carried through recordings"}
         names["independent"] = f"independent windows of {results['window']:,}"
         for name, label in names.items():

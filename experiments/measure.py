@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
         "parameters": count_parameters(config.model),
         "flops_per_sample": round(flops_per_sample(config.model)),
         "steps_per_second": training.steps_per_second,
+        "steps_per_clock_second": training.steps_per_clock_second,
         "samples_per_second": training.steps_per_second * config.batch_size * config.data.window,
         "step_memory": training.step_memory,
         "sampling_samples_per_second": measure_sampling(model, seconds=seconds),

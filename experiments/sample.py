@@ -224,6 +224,7 @@ def _write_files(sampler: Sampler, meta: CheckpointMeta, prompts: Sequence[Promp
     facts = {
         "checkpoint": meta.path,
         "training step": f"{meta.step:,}",
+        **({"levels": meta.config.data.levels} if meta.config.data.levels else {}),
         "temperature": f"{_TEMPERATURE.value:g}",
         "top-p": f"{_TOP_P.value:g}",
         "seed": str(_SEED.value),

@@ -23,7 +23,7 @@ from experiments.common_flags import Hosts
 from pf_jax.errors import UserError
 from pf_jax.evaluation.classifier import ClassifierConfig, train_classifier
 from pf_jax.evaluation.classifier.saved import holds_classifier
-from pf_jax.layers import MIXERS
+from pf_jax.layers import LAYERS, own_layers
 from pf_jax.training import TrainConfig, train
 
 _CONFIG = cli.define_config(TrainConfig, ClassifierConfig)
@@ -56,11 +56,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _import_flag(config: TrainConfig) -> str:
-    """What other commands need for a mixer that is not the package's own."""
-    module = MIXERS[config.model.mixer].__module__
-    if module.partition(".")[0] == "pf_jax":
-        return ""
-    return f" --import={shlex.quote(sys.modules[module].__file__ or 'FILE.py')}"
+    """The flags that other commands need for layers that are not the package's own."""
+    modules = {LAYERS[name].__module__ for name in own_layers(config.model)}
+    files = (sys.modules[module].__file__ or "FILE.py" for module in sorted(modules))
+    return "".join(f" --import={shlex.quote(file)}" for file in files)
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ class Trials:
     ) -> tuple[Run | None, str]:
         """The run of a seed if it came to its end, and why it did not."""
         name = f"{variant.name}, seed {seed}"
-        speed = measurement["steps_per_second"]
+        speed = measurement["steps_per_clock_second"]
         config = dataclasses.replace(variant.config, seed=seed)
         config = within(config, self.budget, speed, self.num_evaluations)
         directory = self.directory / variant.directory / f"seed{seed}"

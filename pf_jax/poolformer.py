@@ -1,17 +1,17 @@
 """Poolformer (arXiv 2510.02206): recurrent networks with pooling, for long sequences.
 
-Read top to bottom: a ResBlock mixes over time, then over channels. A SkipBlock is ResBlocks, a
-down-pooling, a SkipBlock nested inside, an up-pooling, and ResBlocks again. Poolformer embeds
-tokens, runs the outermost SkipBlock, and predicts the next token.
+Read top to bottom: a ResBlock adds to the residual stream what a gated layer makes of it. A
+SkipBlock is ResBlocks, a down-pooling, a SkipBlock nested inside, an up-pooling, and ResBlocks
+again. Poolformer embeds tokens, runs the outermost SkipBlock, and predicts the next token.
 
 Each part runs in two forms with one set of weights and equal outputs: `__call__`, *parallel* over
 time (training, scoring, prompts), and `step`, *recurrent*, one position at a time (sampling). Both
-take a state and return the next, so that either can go on where the other stopped.
+take a state and return the next, so that either can continue where the other stopped.
 
-A sequence may be split over devices, in the parallel form and inside of `jax.shard_map`
-(`PoolformerConfig.sequence_axis`). What a piece would take from its state then comes from the
-device to the left, and the state that is given counts on the first device only. Each device returns
-the state after its own piece, so that the last one has that after the whole sequence.
+In the parallel form a sequence may be split over devices, inside of `jax.shard_map`
+(`PoolformerConfig.sequence_axis`). Each device then has a piece of it, and what a layer would take
+from its state comes from the device to the left. The given state counts on the first device only;
+each device returns the state after its own piece.
 """
 
 import math
@@ -25,69 +25,76 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pf_jax.config import PoolformerConfig
 from pf_jax.errors import UserError
-from pf_jax.layers import MIXERS, MLPS, DownPool, Embedding, MixerState, UpPool, make_norm
+from pf_jax.layers import (
+    LAYERS,
+    DownPool,
+    Embedding,
+    Layer,
+    LayerState,
+    UpPool,
+    make_norm,
+    residual_output,
+)
 from pf_jax.layers.sequence import from_left
 
 
 class ResBlock(nnx.Module):
-    """`x = x + Mixer(norm(x))`, then `x = x + MLP(norm(x))`; its state is the mixer's.
+    """`x + dropout(W_o (gelu(W_g n) * Layer(n)))` with `n = norm(x)`.
+
+    One form for every kind of layer: with a recurrence it is Griffin's recurrent block, with a
+    linear map it is GeGLU. A layer may ask for no gate, or for neither gate nor output map
+    (`pf_jax.layers.Layer.branch`). The state is the layer's.
 
     Attributes:
-        mixer_norm: The norm before the mixer.
-        mixer: Whatever mixes over time, by default Griffin's recurrent block.
-        mlp_norm: The norm before the MLP.
-        mlp: The MLP, by default a gated one; None, as its norm, where the config wants none.
+        norm: The norm of the layer's and the gate's input.
+        layer: The layer.
+        gate: `W_g`, to the width of the layer's output; None without a gate.
+        output: `W_o`, back to the level's width; None if the layer's output is added as it is.
     """
 
-    def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
-        """Makes the block for a level of the given width."""
-        if config.mixer not in MIXERS:
-            raise UserError(
-                f"Unknown mixer {config.mixer!r}; known: {', '.join(sorted(MIXERS))}. One of your "
-                "own must be added to pf_jax.layers.MIXERS first: import the file that does it, or "
-                "give the command --import=FILE.py."
-            )
-        mixer = MIXERS[config.mixer]
-        if config.sequence_axis and not getattr(mixer, "splits_sequences", False):
-            raise UserError(
-                f"The mixer {config.mixer!r} takes whole sequences only: they cannot be split over "
-                "devices. One that heeds config.sequence_axis says splits_sequences = True."
-            )
+    def __init__(self, name: str, level: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
+        """Makes the block of a level around the layer of a name in `pf_jax.layers.LAYERS`."""
+        layer_type = _layer_type(name, config)
+        width, dtype = config.widths[level], config.dtype
         self.dropout = config.dropout
-        self.mixer_norm = make_norm(width, config, rngs=rngs)
-        self.mixer = mixer(width, config, rngs=rngs)
-        if config.mlp == "none":
-            self.mlp_norm = self.mlp = None
+        self.norm = make_norm(width, config, rngs=rngs)
+        self.layer = layer_type(width, config, rngs=rngs)
+        branch, out_width = getattr(self.layer, "branch", "gated"), self.layer.out_width
+        is_gated = branch == "gated" and (config.mixer_gate or name == config.mlp)
+        self.gate = nnx.Linear(width, out_width, dtype=dtype, rngs=rngs) if is_gated else None
+        if branch == "whole":
+            self.output = None
         else:
-            self.mlp_norm = make_norm(width, config, rngs=rngs)
-            self.mlp = MLPS[config.mlp](width, config, rngs=rngs)
+            init = residual_output(config, level)
+            self.output = nnx.Linear(out_width, width, kernel_init=init, dtype=dtype, rngs=rngs)
 
-    def init_state(self, batch_size: int) -> MixerState:
+    def init_state(self, batch_size: int) -> LayerState:
         """The state before the first position of a sequence."""
-        return self.mixer.init_state(batch_size)
+        return self.layer.init_state(batch_size)
 
     def __call__(
         self,
         x: Float[Array, "batch time width"],
-        state: MixerState,
+        state: LayerState,
         dropout_key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "batch time width"], MixerState]:
-        """All positions, and the state after them; with a key, drops entries of the branches."""
-        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        y, state = self.mixer(self.mixer_norm(x), state)
-        x = x + _dropout(y, self.dropout, keys[0])
-        if self.mlp is None:
-            return x, state
-        y = self.mlp(self.mlp_norm(x))
-        return x + _dropout(y, self.dropout, keys[1]), state
+    ) -> tuple[Float[Array, "batch time width"], LayerState]:
+        """All positions, and the state after them; with a key, drops entries of the branch."""
+        n = self.norm(x)
+        y, state = self.layer(n, state)
+        return x + _dropout(self._branch(n, y), self.dropout, dropout_key), state
 
     def step(
-        self, x: Float[Array, "batch width"], state: MixerState
-    ) -> tuple[Float[Array, "batch width"], MixerState]:
+        self, x: Float[Array, "batch width"], state: LayerState
+    ) -> tuple[Float[Array, "batch width"], LayerState]:
         """The next position, and the state after it."""
-        y, state = self.mixer.step(self.mixer_norm(x), state)
-        x = x + y
-        return (x if self.mlp is None else x + self.mlp(self.mlp_norm(x))), state
+        n = self.norm(x)
+        y, state = self.layer.step(n, state)
+        return x + self._branch(n, y), state
+
+    def _branch(self, n: Float[Array, "*batch width"], y: Float[Array, "*batch out_width"]):
+        if self.gate is not None:
+            y = jax.nn.gelu(self.gate(n)) * y
+        return y if self.output is None else self.output(y)
 
 
 class SkipBlockState(NamedTuple):
@@ -95,19 +102,20 @@ class SkipBlockState(NamedTuple):
 
     Attributes:
         before: States of the ResBlocks before the nested SkipBlock.
-        phase: How many positions of the present group have been seen.
+        phase: The number of positions of the present group that have been seen.
         group: Their vectors, to be pooled when the group is full.
-        up: The up-pooled vectors for the present group, known since the last one was full.
+        up: The up-pooled vectors of the next positions, counted from the start of the present
+            group: those of all its positions but the last, whose vector depends on the group.
         nested: State of the nested SkipBlock.
         after: States of the ResBlocks after the nested SkipBlock.
     """
 
-    before: tuple[MixerState, ...]
+    before: tuple[LayerState, ...]
     phase: Int[Array, ""] | None = None
-    group: Float[Array, "batch factor width"] | None = None
-    up: Float[Array, "batch factor width"] | None = None
+    group: Float[Array, "batch factor-1 width"] | None = None
+    up: Float[Array, "batch delay width"] | None = None
     nested: Self | None = None
-    after: tuple[MixerState, ...] = ()
+    after: tuple[LayerState, ...] = ()
 
 
 class SkipBlock(nnx.Module):
@@ -119,48 +127,52 @@ class SkipBlock(nnx.Module):
         x = x + shift(UpPool(SkipBlock(DownPool(x))))        not in the innermost SkipBlock
         x = ResBlocks(x)
 
-    With `config.outer_residual` each line of ResBlocks, if there are any, is `x = x + ResBlocks(x)`
-    (SaShiMi, arXiv 2202.09729).
+    `shift` delays by `factor - 1` positions, and zeros enter: the last position of a group is the
+    first to get a vector that depends on that group. So the block is causal, and in the recurrent
+    form the nested block runs once in `factor` positions.
 
-    `shift` delays by one pooled step: a group of positions hears of the groups before it only, and
-    the first group hears zeros. So the block is causal, and in the recurrent form the nested block
-    works once in `factor` positions.
+    SaShiMi's SkipBlock (`config.sashimi_backbone`; arXiv 2202.09729) delays by `factor` positions,
+    and each line of ResBlocks, if there are any, is `x = x + ResBlocks(x)`.
 
-    An unfinished group at the end of a sequence stays in the state: any length will do, nothing is
-    padded, and the recurrent form goes on from there.
+    An unfinished group at the end of a sequence stays in the state: any length is accepted, nothing
+    is padded, and the recurrent form continues from there.
     """
 
     def __init__(self, level: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the block of a level and, by recursion, of all deeper ones."""
-        width = config.widths[level]
-        num_before, num_after = config.depth(level)
+
+        def res_blocks(mixers: Sequence[str]) -> nnx.List:
+            mlp = [] if config.mlp == "none" else [config.mlp]
+            names = [name for mixer in mixers for name in [mixer, *mlp]]
+            return nnx.List([ResBlock(name, level, config, rngs=rngs) for name in names])
+
+        before, after = config.blocks(level)
         self.remat = config.remat
-        self.outer_residual = config.outer_residual
+        self.is_sashimi = config.sashimi_backbone
         self.sequence_axis = config.sequence_axis
-        self.before = nnx.List([ResBlock(width, config, rngs=rngs) for _ in range(num_before)])
+        self.before = res_blocks(before)
         self.is_innermost = level == config.num_levels - 1
         if self.is_innermost:
             return
         self.factor = config.pool_factors[level]
-        next_width = config.widths[level + 1]
-        pool = {"factor": self.factor, "dtype": config.dtype, "rngs": rngs}
-        self.down_pool = DownPool(width, next_width, **pool)
+        self.delay = self.factor if self.is_sashimi else self.factor - 1
+        self.down_pool = DownPool(level, config, rngs=rngs)
         self.nested = SkipBlock(level + 1, config, rngs=rngs)
-        self.up_pool = UpPool(width, next_width, **pool)
-        self.after = nnx.List([ResBlock(width, config, rngs=rngs) for _ in range(num_after)])
+        self.up_pool = UpPool(level, config, rngs=rngs)
+        self.after = res_blocks(after)
 
     def init_state(self, batch_size: int) -> SkipBlockState:
         """The state before the first position of a sequence."""
         before = tuple(block.init_state(batch_size) for block in self.before)
         if self.is_innermost:
             return SkipBlockState(before)
-        width = self.down_pool.projection.in_features // self.factor
-        zeros = jnp.zeros((batch_size, self.factor, width), self.down_pool.projection.dtype)
+        width = self.up_pool.kernel.shape[-1]
+        dtype = self.up_pool.dtype
         return SkipBlockState(
             before,
             phase=jnp.array(0, jnp.int32),
-            group=zeros,
-            up=zeros,
+            group=jnp.zeros((batch_size, self.factor - 1, width), dtype),
+            up=jnp.zeros((batch_size, self.delay, width), dtype),
             nested=self.nested.init_state(batch_size),
             after=tuple(block.init_state(batch_size) for block in self.after),
         )
@@ -171,28 +183,29 @@ class SkipBlock(nnx.Module):
         state: SkipBlockState,
         dropout_key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "batch time width"], SkipBlockState]:
-        """All positions, and the state after them. `state` must stand between two groups."""
+        """All positions, and the state after them. `state` must be between two groups."""
         keys = _split(dropout_key, 3)
         x, before = self._blocks(self.before, x, state.before, keys[0])
         if self.is_innermost:
             return x, SkipBlockState(before)
 
-        time = x.shape[1]
+        batch, time, width = x.shape
         num_groups, phase = divmod(time, self.factor)
         whole, rest = jnp.split(x, [num_groups * self.factor], axis=1)
-        up, nested = state.up[:, None], state.nested
+        up, nested = state.up, state.nested
         if num_groups:
             y, nested = self.nested(self.down_pool(whole), nested, keys[1])
-            y = self.up_pool(y)
+            y = self.up_pool(y).reshape(batch, -1, width)
             if self.sequence_axis:
-                up = from_left(y[:, -1:], up, self.sequence_axis)
+                up = from_left(y[:, y.shape[1] - self.delay :], up, self.sequence_axis)
             up = jnp.concatenate([up, y], axis=1)
-        x = x + up.reshape(x.shape[0], -1, x.shape[2])[:, :time]
+        x = x + up[:, :time]
 
         x, after = self._blocks(self.after, x, state.after, keys[2])
-        group = jnp.pad(rest, ((0, 0), (0, self.factor - phase), (0, 0)))
+        group = jnp.pad(rest, ((0, 0), (0, self.factor - 1 - phase), (0, 0)))
+        up = up[:, num_groups * self.factor :]
         phase = jnp.array(phase, jnp.int32)
-        return x, SkipBlockState(before, phase, group, up[:, -1], nested, after)
+        return x, SkipBlockState(before, phase, group, up, nested, after)
 
     def step(
         self, x: Float[Array, "batch width"], state: SkipBlockState
@@ -202,22 +215,21 @@ class SkipBlock(nnx.Module):
         if self.is_innermost:
             return x, SkipBlockState(before)
 
-        phase = state.phase
-        group = state.group.at[:, phase].set(x)
-        x, after = self._step_blocks(self.after, x + state.up[:, phase], state.after)
-
-        def full_group(up, nested):
+        def last_of_group(group, up, nested):
+            group = jnp.concatenate([group, x[:, None]], axis=1)
             y, nested = self.nested.step(self.down_pool(group)[:, 0], nested)
-            return self.up_pool(y), nested
+            up = jnp.concatenate([up, self.up_pool(y)], axis=1)
+            return up[:, self.factor - 1], (group[:, :-1], up[:, self.factor :], nested)
 
-        def unfinished_group(up, nested):
-            return up, nested
+        def other(group, up, nested):
+            return up[:, state.phase], (group.at[:, state.phase].set(x), up, nested)
 
-        up, nested = jax.lax.cond(
-            phase == self.factor - 1, full_group, unfinished_group, state.up, state.nested
-        )
-        phase = (phase + 1) % self.factor
-        return x, SkipBlockState(before, phase, group, up, nested, after)
+        carried = (state.group, state.up, state.nested)
+        is_last = state.phase == self.factor - 1
+        up, (group, *rest) = jax.lax.cond(is_last, last_of_group, other, *carried)
+        x, after = self._step_blocks(self.after, x + up, state.after)
+        phase = (state.phase + 1) % self.factor
+        return x, SkipBlockState(before, phase, group, *rest, after)
 
     def _blocks(self, blocks: Sequence[ResBlock], x, states, dropout_key):
         call = _remat if self.remat else ResBlock.__call__
@@ -236,7 +248,7 @@ class SkipBlock(nnx.Module):
         return self._around(start, x, blocks), tuple(new_states)
 
     def _around(self, start, x, blocks: Sequence[ResBlock]):
-        return start + x if self.outer_residual and len(blocks) else x
+        return start + x if self.is_sashimi and len(blocks) else x
 
 
 class Poolformer(nnx.Module):
@@ -244,7 +256,7 @@ class Poolformer(nnx.Module):
 
     Attributes:
         config: The hyper-parameters.
-        start_token: The token that stands before the first one, `vocab_size`.
+        start_token: The token that stands before the first one, the middle level.
         embedding: Tokens to vectors.
         body: The outermost SkipBlock.
         head_norm: The norm before the head.
@@ -255,11 +267,11 @@ class Poolformer(nnx.Module):
         """Makes a model with fresh weights.
 
         Raises:
-            UserError: The config names a mixer that does not exist.
+            UserError: The config names a layer that does not exist.
         """
         width = config.widths[0]
         self.config = config
-        self.start_token = config.vocab_size
+        self.start_token = config.vocab_size // 2
         self.embedding = Embedding(width, config, rngs=rngs)
         self.body = SkipBlock(0, config, rngs=rngs)
         self.head_norm = make_norm(width, config, rngs=rngs)
@@ -357,6 +369,21 @@ class Poolformer(nnx.Module):
         return self.head(self.head_norm(x))
 
 
+def _layer_type(name: str, config: PoolformerConfig) -> type[Layer]:
+    if name not in LAYERS:
+        raise UserError(
+            f"Unknown mixer {name!r}; known: {', '.join(sorted(LAYERS))}. One of your own must be "
+            "added to pf_jax.layers.LAYERS first: import the file that does it, or give the "
+            "command --import=FILE.py."
+        )
+    if config.sequence_axis and not getattr(LAYERS[name], "splits_sequences", False):
+        raise UserError(
+            f"The mixer {name!r} takes whole sequences only: they cannot be split over devices. "
+            "One that uses config.sequence_axis says splits_sequences = True."
+        )
+    return LAYERS[name]
+
+
 def _check_between_groups(state: SkipBlockState) -> None:
     while state.nested is not None:
         if not isinstance(state.phase, jax.core.Tracer) and state.phase != 0:
@@ -377,7 +404,7 @@ def _check_whole_groups(time: int, config: PoolformerConfig) -> None:
 
 
 def _remat(block: ResBlock, *inputs):
-    """Calls a block, and once more in the backward pass.
+    """Rematerializes a block in the backward pass.
 
     `nnx.remat` would write to the block's parameters, which fails where a model is closed over.
     """

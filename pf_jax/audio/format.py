@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -12,9 +13,23 @@ from pf_jax import fields
 from pf_jax.audio import io, quantization
 from pf_jax.errors import UserError
 
+
+class _Quantizer(NamedTuple):
+    """The functions of one quantization; `stretch` is what normalization does to 16-bit PCM."""
+
+    encode: Callable[[np.ndarray], np.ndarray]
+    decode: Callable[[np.ndarray], np.ndarray]
+    stretch: Callable[[np.ndarray, int, int], np.ndarray] = quantization.stretch_pcm
+
+
 _QUANTIZERS = {
-    "mu_law": (quantization.mu_law_encode, quantization.mu_law_decode),
-    "linear": (quantization.linear_encode, quantization.linear_decode),
+    "mu_law": _Quantizer(quantization.mu_law_encode, quantization.mu_law_decode),
+    "linear": _Quantizer(quantization.linear_encode, quantization.linear_decode),
+    "sashimi_mu_law": _Quantizer(
+        quantization.sashimi_mu_law_encode,
+        quantization.sashimi_mu_law_decode,
+        quantization.sashimi_stretch_pcm,
+    ),
 }
 
 
@@ -24,7 +39,8 @@ class AudioFormat:
 
     Attributes:
         sample_rate: Samples per second, 1,000 to 768,000.
-        quantization: How a sample becomes one of 256 levels: "mu_law" or "linear".
+        quantization: How a sample becomes one of 256 levels: "mu_law", "linear", or
+            "sashimi_mu_law", the mu-law behind published figures of SC09 and YouTubeMix.
 
     Raises:
         UserError: A value is out of range or the quantization is unknown.
@@ -43,11 +59,11 @@ class AudioFormat:
 
     def encode(self, waveform: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
         """Returns the tokens of a waveform in [-1, 1]."""
-        return _QUANTIZERS[self.quantization][0](waveform)
+        return _QUANTIZERS[self.quantization].encode(waveform)
 
     def decode(self, tokens: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
         """Returns the waveform in [-1, 1] of tokens from 0 to 255."""
-        return _QUANTIZERS[self.quantization][1](tokens)
+        return _QUANTIZERS[self.quantization].decode(tokens)
 
     def encode_stored(
         self, stored: Int16[np.ndarray, "*shape"], extent: tuple[int, int] | None = None
@@ -57,19 +73,18 @@ class AudioFormat:
         Args:
             stored: 16-bit PCM.
             extent: Samples that are stretched linearly to -1 and 1, as the published figures of
-                SC09 have it; two equal ones make silence. None stretches nothing.
+                SC09 have it; two equal ones make silence, but level 0 with "sashimi_mu_law", as
+                in SaShiMi's code. None stretches nothing.
         """
         if extent is None:
             return _pcm_table(self.quantization)[stored]
         low, high = map(int, extent)  # Of int16, a difference would overflow.
-        if low == high:
-            return np.full(np.shape(stored), self.padding, np.uint8)
         if high - low < np.size(stored):  # Then it pays to tabulate.
             return self._stretched(np.arange(low, high + 1), low, high)[stored - np.int32(low)]
         return self._stretched(stored, low, high)
 
     def _stretched(self, pcm: np.ndarray, low: int, high: int) -> np.ndarray:
-        return self.encode((pcm.astype(np.float64) - low) * (2 / (high - low)) - 1)
+        return self.encode(_QUANTIZERS[self.quantization].stretch(pcm, low, high))
 
     @property
     def padding(self) -> int:
@@ -95,4 +110,4 @@ class AudioFormat:
 
 @functools.cache
 def _pcm_table(name: str) -> np.ndarray:
-    return quantization.pcm_table(_QUANTIZERS[name][0])
+    return quantization.pcm_table(_QUANTIZERS[name].encode)

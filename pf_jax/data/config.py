@@ -21,7 +21,9 @@ class DataConfig:
         path: For `name="folder"`: the directory tree of sound files.
         modality: What the tokens are: "audio", "text" or "image".
         sample_rate: Of audio: samples per second; recordings at other rates are resampled.
-        quantization: Of audio: how a waveform becomes 256 levels: "mu_law" or "linear".
+        quantization: Of audio: how a waveform becomes 256 levels: "mu_law", "linear", or
+            "sashimi_mu_law". The last is the mu-law behind the likelihoods published for SC09 and
+            YouTubeMix; bits per sample of different quantizations do not compare.
         normalization: Of audio: what is stretched linearly from its least and greatest sample to
             [-1, 1] before it is quantized: "none", each whole "recording", or each "window" by
             itself. The likelihoods published for SC09, Beethoven and YouTubeMix are of windows.
@@ -73,3 +75,15 @@ class DataConfig:
         if self.modality == "image":
             return ImageFormat.of_length(self.window)
         return AudioFormat(self.sample_rate, self.quantization)
+
+    @property
+    def levels(self) -> str:
+        """The quantization and normalization that bits per sample are of; empty if not audio."""
+        if self.modality != "audio":
+            return ""
+        return describe_levels(self.quantization, self.normalization)
+
+
+def describe_levels(quantization: str, normalization: str) -> str:
+    """Names what bits per sample are of, as in "mu_law levels, normalization: none"."""
+    return f"{quantization} levels, normalization: {normalization}"

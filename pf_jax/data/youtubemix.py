@@ -23,7 +23,9 @@ ARCHIVE = Source(
 class YouTubeMix(Beethoven):
     """Four hours of solo piano: 212 minutes to train on, 14 for validation, 15 for test.
 
-    Divided as `Beethoven` is, minutes for pieces of eight seconds.
+    Divided as `Beethoven` is, by files of a minute: 0 to 211, 212 to 225 and 226 to 240. A minute
+    has at most 960,512 samples, which is one window of the published Poolformer; SaShiMi's has
+    131,072.
     """
 
     name = "youtubemix"

@@ -63,7 +63,7 @@ def write_variants(
         sounds_section(names, sounds),
     ]
     facts = {
-        "Data": config.data.name,
+        "Data": ", ".join(filter(None, (config.data.name, config.data.levels))),
         "Budget": _describe(budget, config),
         "Batch": f"{config.batch_size} windows of {config.data.window:,} samples",
         "Seeds": ", ".join(map(str, _seeds(results))) or "none yet",
@@ -147,7 +147,7 @@ def _warnings(results: Sequence[Result], budget: Budget, config: TrainConfig) ->
 
 def _seconds_of_steps(result: Result, budget: Budget) -> float:
     """The time that a budget's steps were to take."""
-    speed = result.measurement.get("steps_per_second")
+    speed = result.measurement.get("steps_per_clock_second")
     return budget.steps / speed if budget.steps is not None and speed else 0.0
 
 

@@ -74,6 +74,8 @@ class Evaluation:
         step: Steps of training behind the checkpoint.
         dataset: The name of the dataset.
         parameters: How many the model has.
+        quantization: Of the levels that the likelihoods are of; empty if they are not of audio.
+        normalization: Of the same data.
         likelihoods: Bits per sample, by the names in `LIKELIHOODS`.
         metrics: By the names in `METRICS`.
         warnings: Doubts about metrics, by their section, the first part of `Metric.place`; those
@@ -85,6 +87,8 @@ class Evaluation:
     step: int | None = None
     dataset: str = ""
     parameters: int | None = None
+    quantization: str = ""
+    normalization: str = ""
     likelihoods: Mapping[str, Likelihood] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     warnings: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -137,6 +141,8 @@ def _evaluation(values: Any) -> Evaluation:
         step=_whole(values, "step"),
         dataset=_text(values, "dataset"),
         parameters=_whole(values, "parameters"),
+        quantization=_text(values, "quantization"),
+        normalization=_text(values, "normalization"),
         likelihoods={
             name: likelihood
             for name in LIKELIHOODS

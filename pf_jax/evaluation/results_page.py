@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from pf_jax.data.config import describe_levels
 from pf_jax.evaluation.results import METRICS
 from pf_jax.pages import figure, figure_png, page, table, text, write_page
 
@@ -25,6 +26,9 @@ def write_results(path: epath.Path, results: Mapping[str, Any]) -> epath.Path:
         "training step": f"{results['step']:,}" if "step" in results else None,
         "parameters": f"{results['parameters']:,}" if "parameters" in results else None,
         "data": f"{results['dataset']}, {results['split']} split" if "split" in results else None,
+        "levels": describe_levels(results["quantization"], results["normalization"])
+        if results.get("quantization")
+        else None,
         "sounds": results.get("sounds"),
     }
     parts = [
@@ -57,7 +61,8 @@ def _likelihood(results: Mapping[str, Any]) -> str:
             ("Bits per sample", "mean", "95 % interval", "samples"),
             rows,
             caption="Lower is better; each real sample is scored once. The interval is that of the "
-            "bootstrap over recordings.",
+            "bootstrap over recordings. Figures of another quantization or normalization do not "
+            "compare.",
         ),
         figure(
             figure_png(_draw_positions(results["by_position"])),

@@ -1,46 +1,54 @@
-"""The parts of a Poolformer. They know nothing of audio."""
+"""The layers of a Poolformer. They know nothing of audio."""
 
 from pf_jax.layers.attention import Attention, AttentionState
-from pf_jax.layers.complex_rglru import ComplexRGLRU, ComplexTemporalMixing
-from pf_jax.layers.convolution import CausalConvolution
+from pf_jax.layers.convolution import CausalConvolution, Convolution, DepthwiseConvolution
 from pf_jax.layers.embedding import Embedding
-from pf_jax.layers.gru import GRU, GRUMixing
+from pf_jax.layers.gru import GRU, GRURecurrence
+from pf_jax.layers.initialization import residual_output
+from pf_jax.layers.layer import LAYERS, Layer, LayerState, own_layers
 from pf_jax.layers.linear import BlockDiagonalLinear
 from pf_jax.layers.mamba import Mamba, MambaState
-from pf_jax.layers.mixer import MIXERS, Mixer, MixerState
-from pf_jax.layers.mlp import MLPS, GatedMLP, PlainMLP
+from pf_jax.layers.mlp import GatedMLP, PlainMLP
 from pf_jax.layers.norm import Norm, make_norm
 from pf_jax.layers.pooling import DownPool, UpPool
-from pf_jax.layers.rglru import RGLRU, RGLRUState
+from pf_jax.layers.recurrence import (
+    ComplexRecurrence,
+    RealRecurrence,
+    Recurrence,
+    RecurrenceState,
+)
+from pf_jax.layers.rglru import CGLRU, RGLRU
 from pf_jax.layers.s4d import S4D, S4DState
-from pf_jax.layers.temporal_mixing import TemporalMixing, TemporalMixingState
 
 __all__ = [
+    "CGLRU",
     "GRU",
-    "MIXERS",
-    "MLPS",
+    "LAYERS",
     "RGLRU",
     "S4D",
     "Attention",
     "AttentionState",
     "BlockDiagonalLinear",
     "CausalConvolution",
-    "ComplexRGLRU",
-    "ComplexTemporalMixing",
+    "ComplexRecurrence",
+    "Convolution",
+    "DepthwiseConvolution",
     "DownPool",
     "Embedding",
-    "GRUMixing",
+    "GRURecurrence",
     "GatedMLP",
+    "Layer",
+    "LayerState",
     "Mamba",
     "MambaState",
-    "Mixer",
-    "MixerState",
     "Norm",
     "PlainMLP",
-    "RGLRUState",
+    "RealRecurrence",
+    "Recurrence",
+    "RecurrenceState",
     "S4DState",
-    "TemporalMixing",
-    "TemporalMixingState",
     "UpPool",
     "make_norm",
+    "own_layers",
+    "residual_output",
 ]

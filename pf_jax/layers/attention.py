@@ -11,11 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from pf_jax.config import PoolformerConfig
-from pf_jax.layers.initialization import residual_output
-from pf_jax.layers.phase import TURN, angle
 
 _BASE = 10_000.0  # Of the rotary frequencies, as in the paper.
-_ROWS = 256  # So many queries look for their keys at a time.
+_ROWS = 256  # Queries per block of scores.
+_TURN = 2**31  # Integer units of a whole turn; their overflow is two whole turns and harmless.
 
 
 class AttentionState(NamedTuple):
@@ -41,13 +40,12 @@ class Attention(nnx.Module):
 
         q_t, k_t, v_t = W_q x_t + b_q, W_k x_t + b_k, W_v x_t + b_v
         y_t = sum_s softmax_s(<R_t q_t, R_s k_s> / sqrt(head_width)) v_s,   t - W < s <= t
-        output W_o y_t + b_o
 
     (Vaswani et al., arXiv 1706.03762, section 3.2.) `R_t` turns the plane of the channels `i` and
     `i + n` of a head by `t 10000^(-i / n)`, `n = head_width // 2` (RoPE; Su et al., arXiv
     2104.09864, section 3.2.2, which pairs neighbours), so that a score depends on `t - s` only; an
     odd last channel is not turned. Angles are integers modulo a turn, and so as exact after hours
-    of audio as at the beginning (`pf_jax.layers.phase`).
+    of audio as at the beginning.
 
     The parallel form goes through the sequence in blocks as long as the window (or 256 positions,
     if that is more), each of which looks at itself and at the window before it, and computes them
@@ -56,7 +54,6 @@ class Attention(nnx.Module):
 
     Attributes:
         input: `W_q`, `W_k`, `W_v` side by side, with their biases.
-        output: `W_o`, `b_o`, scaled down at the start.
     """
 
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
@@ -66,14 +63,12 @@ class Attention(nnx.Module):
         self.num_heads = config.num_heads
         self.window = config.attention_window
         self.num_slots = 1 << (self.window - 1).bit_length()
+        self.out_width = width
         self.input = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.output = nnx.Linear(
-            width, width, kernel_init=residual_output(config), dtype=dtype, rngs=rngs
-        )
 
     def init_state(self, batch_size: int) -> AttentionState:
         """The state before the first position of a sequence."""
-        head_width = self.output.in_features // self.num_heads
+        head_width = self.out_width // self.num_heads
         zeros = jnp.zeros((batch_size, self.num_slots, self.num_heads, head_width), self.dtype)
         return AttentionState(zeros, zeros, jnp.array(0, jnp.int32))
 
@@ -90,8 +85,7 @@ class Attention(nnx.Module):
         keys, values = (jnp.roll(x[:, time:], count % self.num_slots, axis=1) for x in seen)
         first = self.num_slots - self.window
         y = self._in_blocks(queries, *(x[:, first:] for x in seen), state.count)
-        y = self.output(y.reshape(batch, time, width))
-        return y, AttentionState(keys, values, count)
+        return y.reshape(batch, time, width), AttentionState(keys, values, count)
 
     def step(
         self, x: Float[Array, "batch width"], state: AttentionState
@@ -106,15 +100,15 @@ class Attention(nnx.Module):
         age = (slot - jnp.arange(self.num_slots)) % self.num_slots
         is_heard = (age < self.window) & (age <= state.count)
         y = _attend(query, keys, values, is_heard[None])
-        y = self.output(y.reshape(x.shape))
-        return y, AttentionState(keys, values, _advance(state.count, 1))
+        return y.reshape(x.shape), AttentionState(keys, values, _advance(state.count, 1))
 
     def _project(self, x, start):
         """Rotated queries and keys, and values, of positions from `start` on."""
         batch, time, width = x.shape
         head_width = width // self.num_heads
         y = self.input(x).reshape(batch, time, 3, self.num_heads, head_width)
-        angles = angle((start + jnp.arange(time, dtype=jnp.int32))[:, None] * _turns(head_width))
+        units = (start + jnp.arange(time, dtype=jnp.int32))[:, None] * _turns(head_width)
+        angles = units.astype(jnp.float32) * (2.0 * math.pi / _TURN)
         queries, keys = (_rotate(y[:, :, part], angles) for part in range(2))
         return queries, keys, y[:, :, 2]
 
@@ -169,10 +163,10 @@ def _attend(
 
 
 def _turns(head_width: int) -> Int[np.ndarray, "planes"]:
-    """By how much each plane turns from one position to the next, in even units of `phase.TURN`."""
+    """By how much each plane turns from one position to the next, in even units."""
     planes = head_width // 2
     frequencies = _BASE ** -(np.arange(planes) / max(1, planes))
-    return (2 * np.round(frequencies / (2.0 * math.pi) * (TURN // 2))).astype(np.int32)
+    return (2 * np.round(frequencies / (2.0 * math.pi) * (_TURN // 2))).astype(np.int32)
 
 
 def _rotate(

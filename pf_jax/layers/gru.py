@@ -1,14 +1,12 @@
 """The gated recurrent unit, whose state passes through matrices and a tanh: not linear."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from pf_jax.config import PoolformerConfig
-from pf_jax.layers.temporal_mixing import RecurrentBlock
+from pf_jax.layers.recurrence import Recurrence
 
 
 class GRU(nnx.Module):
@@ -34,14 +32,13 @@ class GRU(nnx.Module):
         state: `W_h`, `b_h` likewise; each gate's matrix starts orthogonal.
     """
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the layer."""
         self.width = width
-        self.dtype = dtype
-        self.input = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.state = nnx.Linear(
-            width, 3 * width, kernel_init=_orthogonal_gates, dtype=dtype, rngs=rngs
-        )
+        self.dtype = config.dtype
+        linear = {"dtype": config.dtype, "rngs": rngs}
+        self.input = nnx.Linear(width, 3 * width, **linear)
+        self.state = nnx.Linear(width, 3 * width, kernel_init=_orthogonal_gates, **linear)
 
     def init_state(self, batch_size: int) -> Float[Array, "batch width"]:
         """Zeros, float32."""
@@ -87,18 +84,12 @@ def _orthogonal_gates(key, shape, dtype):
     )
 
 
-class GRUMixing(RecurrentBlock):
-    """Griffin's recurrent block with a GRU in the place of the RG-LRU.
+class GRURecurrence(Recurrence):
+    """A GRU between linear maps, in the place of a linear recurrence.
 
-    All else is the same (gate branch, convolution, output), so that a comparison of the two tells
-    what it brings and what it costs that the recurrence is not linear.
-
-    Attributes:
-        gru: The recurrence.
+    All else is the same, so that a comparison shows what it brings and costs that the recurrence is
+    not linear.
     """
 
-    recurrence_name: ClassVar[str] = "gru"
-
-    def make_recurrence(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs) -> GRU:
-        """The GRU."""
-        return GRU(width, dtype=config.dtype, rngs=rngs)
+    splits_sequences = False
+    cell_type = GRU

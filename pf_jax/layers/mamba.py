@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,15 +67,20 @@ class Mamba(nnx.Module):
         output: `W_o`, scaled down at the start as the branches of a deep residual network are.
     """
 
+    branch: ClassVar[str] = "whole"
+
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the layer for a level of the given width."""
         dtype, states = config.dtype, config.state_size
-        inner, rank = max(1, round(config.mixer_expansion * width)), math.ceil(width / 16)
+        inner, rank = config.hidden(width), math.ceil(width / 16)
+        self.out_width = width
         self.dtype = dtype
         self.recurrence = config.recurrence
         self.input = nnx.Linear(width, inner, use_bias=False, dtype=dtype, rngs=rngs)
         self.gate = nnx.Linear(width, inner, use_bias=False, dtype=dtype, rngs=rngs)
-        self.convolution = CausalConvolution(inner, config.conv_width, dtype=dtype, rngs=rngs)
+        self.convolution = CausalConvolution(
+            inner, config.conv_width, depthwise=True, dtype=dtype, rngs=rngs
+        )
         self.selection = nnx.Linear(
             inner, rank + 2 * states, use_bias=False, dtype=dtype, rngs=rngs
         )

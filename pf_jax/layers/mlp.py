@@ -1,56 +1,58 @@
-"""The MLP: where a ResBlock thinks about one position."""
+"""Position-wise MLPs."""
+
+from typing import ClassVar
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
 from pf_jax.config import PoolformerConfig
-from pf_jax.layers.initialization import residual_output
 
 
 class GatedMLP(nnx.Module):
-    """`W_o (gelu(W_g x) * W_u x)` (GeGLU; Griffin, arXiv 2402.19427, section 2.2).
+    """One linear map to `mlp_expansion` times the width.
+
+    With the gate and the output map of its ResBlock it is GeGLU, `W_o (gelu(W_g x) * W_u x)`
+    (arXiv 2002.05202).
 
     Attributes:
-        gate: `W_g`, to `mlp_expansion` times the width.
-        input: `W_u`, likewise.
-        output: `W_o`, scaled down at the start.
+        input: `W_u`.
     """
+
+    splits_sequences: ClassVar[bool] = True
 
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the layer for a level of the given width."""
-        hidden = max(1, round(config.mlp_expansion * width))
-        self.gate = nnx.Linear(width, hidden, dtype=config.dtype, rngs=rngs)
-        self.input = nnx.Linear(width, hidden, dtype=config.dtype, rngs=rngs)
-        self.output = nnx.Linear(
-            hidden, width, kernel_init=residual_output(config), dtype=config.dtype, rngs=rngs
-        )
+        self.out_width = max(1, round(config.mlp_expansion * width))
+        self.input = nnx.Linear(width, self.out_width, dtype=config.dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        """Applies the MLP at each position."""
-        return self.output(jax.nn.gelu(self.gate(x)) * self.input(x))
+    def init_state(self, batch_size: int) -> tuple[()]:
+        """Nothing: each position is mapped by itself."""
+        del batch_size
+        return ()
+
+    def __call__(
+        self, x: Float[Array, "*batch width"], state: tuple[()]
+    ) -> tuple[Float[Array, "*batch out_width"], tuple[()]]:
+        """Applies the map at each position."""
+        return self.input(x), state
+
+    step = __call__
 
 
-class PlainMLP(nnx.Module):
-    """`W_o gelu(W_i x)`, with the exact GELU of PyTorch.
+class PlainMLP(GatedMLP):
+    """`gelu(W_u x)`, with the exact GELU of PyTorch; the ResBlock has no gate.
 
     Attributes:
-        input: `W_i`, to `mlp_expansion` times the width.
-        output: `W_o`, scaled down at the start.
+        input: `W_u`.
     """
 
-    def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
-        """Makes the layer for a level of the given width."""
-        hidden = max(1, round(config.mlp_expansion * width))
-        self.input = nnx.Linear(width, hidden, dtype=config.dtype, rngs=rngs)
-        self.output = nnx.Linear(
-            hidden, width, kernel_init=residual_output(config), dtype=config.dtype, rngs=rngs
-        )
+    branch: ClassVar[str] = "linear"
 
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        """Applies the MLP at each position."""
-        return self.output(jax.nn.gelu(self.input(x), approximate=False))
+    def __call__(
+        self, x: Float[Array, "*batch width"], state: tuple[()]
+    ) -> tuple[Float[Array, "*batch out_width"], tuple[()]]:
+        """Applies the map at each position."""
+        return jax.nn.gelu(self.input(x), approximate=False), state
 
-
-MLPS = {"gated": GatedMLP, "plain": PlainMLP}
-"""Those that a config can name, besides "none"."""
+    step = __call__

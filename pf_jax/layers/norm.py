@@ -1,4 +1,4 @@
-"""The norm in front of each branch of a ResBlock, and of the head."""
+"""The norm in front of each layer and of the head."""
 
 from flax import nnx
 
@@ -6,11 +6,8 @@ from pf_jax.config import PoolformerConfig
 
 Norm = nnx.RMSNorm | nnx.LayerNorm
 
-_LAYER_NORM_EPSILON = 1e-5  # PyTorch's, so that its weights mean the same here.
-
 
 def make_norm(width: int, config: PoolformerConfig, *, rngs: nnx.Rngs) -> Norm:
-    """The norm that the config names: RMSNorm (Zhang & Sennrich, 2019), or LayerNorm."""
-    if config.norm == "layer":
-        return nnx.LayerNorm(width, epsilon=_LAYER_NORM_EPSILON, dtype=config.dtype, rngs=rngs)
-    return nnx.RMSNorm(width, dtype=config.dtype, rngs=rngs)
+    """The norm that the config names: LayerNorm, or RMSNorm (Zhang & Sennrich, 2019)."""
+    norm = nnx.LayerNorm if config.norm == "layer" else nnx.RMSNorm
+    return norm(width, epsilon=config.norm_epsilon, dtype=config.dtype, rngs=rngs)

@@ -1,7 +1,7 @@
 """S4D: a diagonal state space in each channel (Gu et al., 2022, arXiv 2206.11893)."""
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,8 @@ class S4D(nnx.Module):
         output: `W_o`, to twice the width, scaled down at the start.
     """
 
+    branch: ClassVar[str] = "whole"
+
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the layer for a level of the given width.
 
@@ -83,6 +85,7 @@ class S4D(nnx.Module):
                 f"got {config.state_size}."
             )
         states = config.state_size // 2
+        self.out_width = width
         self.dtype = config.dtype
         self.log_dt = nnx.Param(_initial_log_dt(rngs.params(), width))
         self.log_a_real = nnx.Param(jnp.full((width, states), math.log(DECAY_RATE), jnp.float32))

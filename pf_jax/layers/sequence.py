@@ -25,16 +25,3 @@ def from_left(
     neighbours = [(place, place + 1) for place in range(jax.lax.axis_size(axis) - 1)]
     received = jax.lax.ppermute(x, axis, neighbours)
     return jnp.where(jax.lax.axis_index(axis) == 0, first, received)
-
-
-def sum_of_left(x: Shaped[Array, "*shape"], axis: str) -> Shaped[Array, "*shape"]:
-    """The sum of the `x` of all devices to the left; zeros on the first.
-
-    Args:
-        x: What this device adds to those of all to its right.
-        axis: The name of the mapped axis.
-    """
-    everyone = jax.lax.all_gather(x, axis)
-    is_left = jnp.arange(everyone.shape[0]) < jax.lax.axis_index(axis)
-    is_left = is_left.reshape(-1, *[1] * x.ndim)
-    return jnp.sum(jnp.where(is_left, everyone, 0), axis=0, dtype=x.dtype)

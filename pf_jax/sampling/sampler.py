@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pf_jax.errors import UserError
-from pf_jax.one_kernel import one_kernel
 from pf_jax.poolformer import Poolformer, SkipBlockState
 from pf_jax.sampling import nested
 from pf_jax.sampling.weights import SamplerWeights, lay_out
@@ -21,7 +19,6 @@ from pf_jax.sampling.weights import SamplerWeights, lay_out
 _MAX_PREFILL = 2**15  # Tokens of a prompt that are scored at once, of all streams together.
 
 _AXIS = "streams"
-_refused: set[jax.tree_util.PyTreeDef] = set()  # Models that XLA cannot make one kernel of.
 
 
 class Position(NamedTuple):
@@ -92,7 +89,8 @@ class Sampler:
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._weights = lay_out(model, self._devices[0].platform)
         period = self._weights.period
-        self.chunk_steps = -(-chunk_steps // period) * period
+        # The first chunk, which may begin with the rest of a prompt, has a new token, too.
+        self.chunk_steps = -(-max(chunk_steps, period + 1) // period) * period
         self._limits = jnp.float32(temperature), None if top_p == 1.0 else jnp.float32(top_p)
         self._replicated = {}
 
@@ -123,8 +121,11 @@ class Sampler:
             key = jax.random.wrap_key_data(key)  # As of jax.random.PRNGKey.
         prompt = _check_prompt(prompt, num_streams, self._model.config.vocab_size)
         whole = prompt.shape[1] // self._weights.period * self._weights.period
-        state, previous = _score(self._model, prompt[:, :whole], self._weights.period)
-        carry = _make_carry(self._weights, state, previous)
+        state = _score(self._model, prompt[:, :whole], self._weights.period)
+        carry = _make_carry(self._weights, state, len(prompt))
+        # The first token that goes through the loops is one that the state already has.
+        start = np.full((len(prompt), 1), self._model.start_token, np.int32)
+        prompt = np.concatenate([start, prompt], axis=1)[:, whole:]
 
         devices = self._devices[:num_streams]
         streams = np.arange(-(-num_streams // len(devices)) * len(devices))
@@ -135,8 +136,8 @@ class Sampler:
         return Position(
             carry,
             _share_out(keys, devices),
-            whole - prompt.shape[1],
-            prompt[:, whole:],
+            -prompt.shape[1],
+            prompt,
             num_streams,
         )
 
@@ -164,7 +165,7 @@ class Sampler:
             np.uint32(position.step % 2**32),
             np.uint32(attempt),
         )
-        carry, outputs = _run(inputs, self._limits, tuple(devices))
+        carry, outputs = _program(tuple(devices))(*inputs, *self._limits)
         # Of all devices, and without the streams that only fill up the last ones.
         outputs = jax.tree.map(
             lambda x: x.reshape(-1, x.shape[-1])[: position.num_streams, prompt.shape[1] :], outputs
@@ -245,43 +246,23 @@ def check_arguments(
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}.")
 
 
-def _run(inputs, limits, devices: tuple[jax.Device, ...]):
-    """A chunk on one device or several."""
-    weights, _, keys, *_ = inputs
-    structure = jax.tree.structure(weights)
-    # Products of matrices, which more streams bring, XLA does not put into one kernel.
-    is_chain = keys.shape[-1] == 1 and devices[0].platform == "cpu"
-    if is_chain and structure not in _refused:
-        try:
-            return _program(devices, True)(*inputs, *limits)
-        except jax.errors.JaxRuntimeError as error:
-            if "UNIMPLEMENTED" not in str(error):
-                raise
-            logging.info("This model's sampler cannot be one kernel: %s", error)
-            _refused.add(structure)
-    return _program(devices, False)(*inputs, *limits)
-
-
 @functools.cache
-def _program(devices: tuple[jax.Device, ...], in_one_kernel: bool) -> Callable:
-    run = functools.partial(_run_chunk, in_one_kernel=in_one_kernel)
+def _program(devices: tuple[jax.Device, ...]) -> Callable:
     if len(devices) == 1:
-        return jax.jit(run)
+        return jax.jit(_run_chunk)
     in_axes = (0, 0, 0, 0, None, None, None, None)
-    return jax.pmap(run, axis_name=_AXIS, in_axes=in_axes, devices=devices)
+    return jax.pmap(_run_chunk, axis_name=_AXIS, in_axes=in_axes, devices=devices)
 
 
-def _run_chunk(
-    weights, carry, keys, forced, step, attempt, temperature, top_p, *, in_one_kernel: bool
-):
+def _run_chunk(weights, carry, keys, forced, step, attempt, temperature, top_p):
     """The chunk of one device: its new carry, and its outputs with the streams first."""
     # Attempt 0 is the stream's own key, so that other attempts cost nothing where there are none.
     others = jax.vmap(jax.random.fold_in, (0, None))(keys, attempt)
     keys = jnp.where(attempt == 0, keys, others)
     steps = step + jnp.arange(forced.shape[1], dtype=jnp.uint32)
     uniform = jax.vmap(jax.vmap(_uniform, (0, None)), (None, 0))(keys, steps)
-    run = one_kernel(nested.run) if in_one_kernel else nested.run
-    carry, outputs = run(weights, carry, nested.Inputs(uniform, forced.T), temperature, top_p)
+    inputs = nested.Inputs(uniform, forced.T)
+    carry, outputs = nested.run(weights, carry, inputs, temperature, top_p)
     return carry, jax.tree.map(jnp.transpose, outputs)
 
 
@@ -290,13 +271,13 @@ def _uniform(key: PRNGKeyArray, step: Int[Array, ""]) -> Float[Array, ""]:
     return jax.random.uniform(jax.random.fold_in(key, step))
 
 
-_make_carry = jax.jit(nested.make_carry)
+_make_carry = jax.jit(nested.make_carry, static_argnums=2)
 
 
 def _score(
     model: Poolformer, prompt: Int[np.ndarray, "streams time"], period: int
-) -> tuple[SkipBlockState, Int[Array, "streams"]]:
-    """The state after a prompt of whole groups, and the token before the next one.
+) -> SkipBlockState:
+    """The state after a prompt of whole groups.
 
     In pieces, so that a prompt of any length fits: what is kept of a piece is its state.
     """
@@ -307,7 +288,7 @@ def _score(
     for start in range(0, time, piece):
         tokens = jnp.asarray(prompt[:, start : start + piece])
         state, previous = _prefill(model, tokens, state, previous), tokens[:, -1]
-    return state, previous
+    return state
 
 
 @nnx.jit
@@ -320,9 +301,13 @@ def _share_out(tree: Any, devices: Sequence[jax.Device]) -> Any:
     number = len(devices)
     if number == 1:
         return jax.device_put(tree, devices[0])
-    shares = jax.tree.map(
-        lambda x: x.reshape(number, -1, *x.shape[1:]) if x.ndim else jnp.repeat(x, number), tree
-    )
+
+    def share(x):
+        if x.ndim == 0:
+            return jnp.repeat(x, number)
+        return x.reshape(number, len(x) // number, *x.shape[1:])
+
+    shares = jax.tree.map(share, tree)
     return _placed(tuple(devices))(shares)
 
 

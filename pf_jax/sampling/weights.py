@@ -6,15 +6,16 @@ and how few bytes they read:
 * the scale of a norm is folded into the kernel behind it, and its statistic becomes one number that
   the product is multiplied by: `norm(x) W = (x (s W)) / rms(x)`. So it is with a LayerNorm, whose
   subtraction of the mean is linear and folded into the kernel, too;
-* products of one input are one product: the two branches of a mixer, of its gates, of an MLP;
-* small blocks of block-diagonal gates are filled up with zeros to one matrix;
+* products of one input are one product: a ResBlock's gate and its layer's input map, or the gates
+  of a recurrence;
+* the blocks of block-diagonal gates are filled up with zeros to one matrix while that is small;
 * the embedding becomes a table, and with it the first product of the first ResBlock.
 
-A ResBlock of other parts than Griffin's keeps its own `step`.
+A ResBlock with another layer keeps its own `step`.
 """
 
 import dataclasses
-from typing import Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +23,45 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pf_jax.layers import (
+    ComplexRecurrence,
     GatedMLP,
-    MixerState,
+    LayerState,
     Norm,
-    RGLRUState,
-    TemporalMixing,
-    TemporalMixingState,
+    RealRecurrence,
+    Recurrence,
+    RecurrenceState,
 )
-from pf_jax.layers.rglru import DECAY_EXPONENT, sqrt_one_minus_exp
+from pf_jax.layers.pooling import pool_down, pool_up
+from pf_jax.layers.rglru import next_state
 from pf_jax.poolformer import Poolformer, ResBlock, SkipBlock
+from pf_jax.recurrence import Coefficients
 
-# Blocks of gates up to this width are cheaper as a part of one matrix than each for itself.
-_WIDEST_FILLED_BLOCK = 16
+# Up to this hidden width one product for both gates, with zeros between their blocks, takes less
+# time than many small products; beyond it, reading the zeros takes longer.
+_WIDEST_FILLED = 128
+
+
+class NormStatistics(NamedTuple):
+    """What a norm divides its input by.
+
+    Attributes:
+        epsilon: Added to the mean square or the variance.
+        is_centred: Whether the mean is subtracted first (LayerNorm).
+    """
+
+    epsilon: float
+    is_centred: bool
+
+    @classmethod
+    def of(cls, norm: Norm) -> Self:
+        """Those of a norm."""
+        return cls(norm.epsilon, isinstance(norm, nnx.LayerNorm))
+
+    def scale(self, x: Float[Array, "batch width"]) -> Float[Array, "batch 1"]:
+        """One over the root of the mean square, or of the variance."""
+        if self.is_centred:
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +81,7 @@ class Linear:
     def fuse(cls, layers: list[nnx.Linear], norm: Norm | None = None) -> Self:
         """Layers of one input as one, their outputs side by side, behind a norm without its scale.
 
-        The caller multiplies by that (`norm_scale`).
+        The caller multiplies by that (`NormStatistics.scale`).
         """
         kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
         bias = jnp.concatenate([layer.bias[...] for layer in layers])
@@ -76,86 +104,87 @@ class Linear:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class FusedBlock:
-    """A ResBlock with Griffin's recurrent block as its mixer; activations are float32.
+class Pools:
+    """Both pools between a level and the next; `down` and `up` are (kernel, bias)."""
 
-    Attributes:
-        mixer_input: The mixer's norm, gate and input branch.
-        convolution: `(taps, width)`, oldest first.
-        convolution_bias: `(width,)`.
-        gates: Recurrence and input gate, `(width, 2 width)`, or where their blocks are wide
-            `(2, heads, block, block)`.
-        gates_bias: `(2 width,)`.
-        log_decay: `-8 softplus(L)`, `(width,)`.
-        mixer_output: The mixer's last product.
-        mlp_input: The MLP's norm, gate and input branch.
-        mlp_output: The MLP's last product.
-        epsilon: That of the norms.
-    """
-
-    mixer_input: Linear
-    convolution: Float[Array, "taps width"]
-    convolution_bias: Float[Array, "width"]
-    gates: Float[Array, "width 2*width"] | Float[Array, "2 heads block block"]
-    gates_bias: Float[Array, "2*width"]
-    log_decay: Float[Array, "width"]
-    mixer_output: Linear
-    mlp_input: Linear
-    mlp_output: Linear
-    epsilon: float = dataclasses.field(metadata={"static": True})
+    down: tuple[Float[Array, "factor width/groups next_width"], Float[Array, "next_width"]]
+    up: tuple[Float[Array, "next_width/groups factor width"], Float[Array, "..."]]
 
     @classmethod
-    def lay_out(cls, block: ResBlock) -> Self:
-        """The weights of a ResBlock."""
-        mixer, mlp, rglru = block.mixer, block.mlp, block.mixer.rglru
-        gate_layers = (rglru.recurrence_gate, rglru.input_gate)
-        kernels = [layer.kernel[...] for layer in gate_layers]
-        if kernels[0].shape[-1] <= _WIDEST_FILLED_BLOCK:
-            gates = jnp.concatenate([jax.scipy.linalg.block_diag(*k) for k in kernels], axis=1)
+    def lay_out(cls, body: SkipBlock) -> Self:
+        """The weights of a level's pools."""
+        pools = (body.down_pool, body.up_pool)
+        return cls(*((pool.kernel.astype(pool.dtype), pool.bias[...]) for pool in pools))
+
+    def pool_down(
+        self, group: Float[Array, "batch factor width"]
+    ) -> Float[Array, "batch next_width"]:
+        """One vector of a group, float32."""
+        return pool_down(group.astype(self.down[0].dtype), *self.down).astype(jnp.float32)
+
+    def pool_up(self, y: Float[Array, "batch next_width"]) -> Float[Array, "batch factor width"]:
+        """A group of vectors, float32."""
+        return pool_up(y.astype(self.up[0].dtype), *self.up).astype(jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A gated linear recurrence behind its input map, with the equations of `pf_jax.layers`.
+
+    Attributes:
+        convolution: The kernel `(taps, hidden)` of a depthwise convolution, oldest tap first, and
+            its bias; None without one.
+        gates: The kernels of the recurrence gate and the input gate, `(hidden, 2 channels)`, or
+            where the hidden width is large `(2, heads, block, out_block)`.
+        gates_bias: `(2 channels,)`.
+        channel: The decay's parameters as the coefficients take them.
+        output: The map back to the level's width; None without one.
+        coefficients: `a` and `b` of the recurrence.
+    """
+
+    convolution: tuple[Float[Array, "taps hidden"], Float[Array, "hidden"]] | None
+    gates: Float[Array, "hidden 2*channels"] | Float[Array, "2 heads block out_block"]
+    gates_bias: Float[Array, "2*channels"]
+    channel: tuple[Float[Array, "channels"], ...]
+    output: Linear | None
+    coefficients: Coefficients = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def lay_out(cls, layer: Recurrence) -> Self:
+        """The weights of a layer without its input map."""
+        cell, convolution = layer.cell, None
+        if layer.convolution is not None:
+            convolution = layer.convolution.kernel[...], layer.convolution.bias[...]
+        gates = (cell.recurrence_gate, cell.input_gate)
+        kernels = [gate.kernel[...] for gate in gates]
+        if layer.input.out_features <= _WIDEST_FILLED:
+            kernel = jnp.concatenate([jax.scipy.linalg.block_diag(*k) for k in kernels], axis=1)
         else:
-            gates = jnp.stack(kernels)
+            kernel = jnp.stack(kernels)
         return cls(
-            mixer_input=Linear.fuse([mixer.gate, mixer.input], block.mixer_norm),
-            convolution=mixer.convolution.kernel[...],
-            convolution_bias=mixer.convolution.bias[...],
-            gates=gates.astype(gate_layers[0].dtype),
-            gates_bias=jnp.concatenate([layer.bias[...].reshape(-1) for layer in gate_layers]),
-            log_decay=-DECAY_EXPONENT * jax.nn.softplus(rglru.decay[...]),
-            mixer_output=Linear.fuse([mixer.output]),
-            mlp_input=Linear.fuse([mlp.gate, mlp.input], block.mlp_norm),
-            mlp_output=Linear.fuse([mlp.output]),
-            epsilon=block.mixer_norm.epsilon,
+            convolution=convolution,
+            gates=kernel.astype(gates[0].dtype),
+            gates_bias=jnp.concatenate([gate.bias[...].reshape(-1) for gate in gates]),
+            channel=cell.channel(),
+            output=Linear.fuse([layer.output]) if layer.output is not None else None,
+            coefficients=cell.coefficients,
         )
-
-    def adopt(self, state: TemporalMixingState) -> TemporalMixingState:
-        """The model's state in the types that `step` keeps."""
-        return state._replace(convolution=state.convolution.astype(jnp.float32))
-
-    def project(self, x: Float[Array, "batch width"]) -> Float[Array, "batch 2*width"]:
-        """The first product of `step`."""
-        return self.mixer_input(x, norm_scale(x, self.epsilon))
 
     def step(
-        self,
-        x: Float[Array, "batch width"],
-        state: TemporalMixingState,
-        projected: Float[Array, "batch 2*width"] | None = None,
-    ) -> tuple[Float[Array, "batch width"], TemporalMixingState]:
-        """The next position, and the state after it; `projected` is `project(x)`, if known."""
-        gate, u = jnp.split(self.project(x) if projected is None else projected, 2, axis=1)
-        inputs = jnp.concatenate([state.convolution, u[:, None]], axis=1)
-        u = self.convolution_bias + sum(
-            inputs[:, tap] * kernel for tap, kernel in enumerate(self.convolution)
-        )
-        recurrence_gate, input_gate = jnp.split(jax.nn.sigmoid(self._gates(u)), 2, axis=1)
-        log_a = self.log_decay * recurrence_gate
-        scale = jnp.where(state.recurrence.started, sqrt_one_minus_exp(2.0 * log_a), 1.0)
-        h = jnp.exp(log_a) * state.recurrence.h + scale * (input_gate * u)
-        x = x + self.mixer_output(jax.nn.gelu(gate) * h)
-
-        gate, y = jnp.split(self.mlp_input(x, norm_scale(x, self.epsilon)), 2, axis=1)
-        x = x + self.mlp_output(jax.nn.gelu(gate) * y)
-        return x, TemporalMixingState(inputs[:, 1:], RGLRUState(h, jnp.array(True)))
+        self, u: Float[Array, "batch hidden"], state: RecurrenceState
+    ) -> tuple[Float[Array, "batch out_width"], RecurrenceState]:
+        """The next output, and the state after it."""
+        inputs = ()
+        if self.convolution is not None:
+            inputs = jnp.concatenate([state.convolution, u[:, None]], axis=1)
+            kernel, bias = self.convolution
+            u = bias + sum(inputs[:, j] * tap for j, tap in enumerate(kernel))
+            inputs = inputs[:, 1:]
+        gates = jnp.split(self._gates(u), 2, axis=1)
+        h = next_state(self.coefficients, (*gates, u), self.channel, state.recurrence)
+        y = h if self.output is None else self.output(h)
+        return y, RecurrenceState(inputs, h)
 
     def _gates(self, u):
         if self.gates.ndim == 2:
@@ -164,6 +193,61 @@ class FusedBlock:
         blocks = u.astype(self.gates.dtype).reshape(-1, heads, block)
         y = jnp.einsum("bhi,ghio->bgho", blocks, self.gates, preferred_element_type=jnp.float32)
         return y.reshape(*u.shape[:-1], -1) + self.gates_bias
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FusedBlock:
+    """A ResBlock with a gated linear recurrence or a gated MLP; activations are float32.
+
+    Attributes:
+        input: The norm, the gate and the layer's input map.
+        cell: The recurrence; None for an MLP.
+        output: The ResBlock's output map.
+        gate_width: The number of channels of the gate; 0 without one.
+        norm: The statistics of the norm.
+    """
+
+    input: Linear
+    cell: Cell | None
+    output: Linear
+    gate_width: int = dataclasses.field(metadata={"static": True})
+    norm: NormStatistics = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def lay_out(cls, block: ResBlock) -> Self:
+        """The weights of a ResBlock."""
+        gates = [] if block.gate is None else [block.gate]
+        return cls(
+            input=Linear.fuse([*gates, block.layer.input], block.norm),
+            cell=Cell.lay_out(block.layer) if isinstance(block.layer, Recurrence) else None,
+            output=Linear.fuse([block.output]),
+            gate_width=sum(gate.out_features for gate in gates),
+            norm=NormStatistics.of(block.norm),
+        )
+
+    def adopt(self, state: LayerState) -> LayerState:
+        """The model's state in the types that `step` keeps."""
+        return jax.tree.map(lambda x: x.astype(jnp.float32), state)
+
+    def project(self, x: Float[Array, "batch width"]) -> Float[Array, "batch projected"]:
+        """The first product of `step`."""
+        return self.input(x, self.norm.scale(x))
+
+    def step(
+        self,
+        x: Float[Array, "batch width"],
+        state: LayerState,
+        projected: Float[Array, "batch projected"] | None = None,
+    ) -> tuple[Float[Array, "batch width"], LayerState]:
+        """The next position, and the state after it; `projected` is `project(x)`, if known."""
+        projected = self.project(x) if projected is None else projected
+        gate, y = jnp.split(projected, [self.gate_width], axis=1)
+        if self.cell is not None:
+            y, state = self.cell.step(y, state)
+        if self.gate_width:
+            y = jax.nn.gelu(gate) * y
+        return x + self.output(y), state
 
 
 @jax.tree_util.register_dataclass
@@ -179,13 +263,13 @@ class PlainBlock:
         """The weights of a ResBlock."""
         return cls(*nnx.split(block))
 
-    def adopt(self, state: MixerState) -> MixerState:
+    def adopt(self, state: LayerState) -> LayerState:
         """The state as it is."""
         return state
 
     def step(
-        self, x: Float[Array, "batch width"], state: MixerState
-    ) -> tuple[Float[Array, "batch width"], MixerState]:
+        self, x: Float[Array, "batch width"], state: LayerState
+    ) -> tuple[Float[Array, "batch width"], LayerState]:
         """The next position, and the state after it."""
         y, state = nnx.merge(self.graphdef, self.params).step(x, state)
         return y.astype(x.dtype), state
@@ -202,31 +286,31 @@ class LevelWeights:
     Attributes:
         before: ResBlocks before the nested SkipBlock.
         after: ResBlocks after it.
-        down_pool: To the next level; None in the innermost.
-        up_pool: From the next level; None in the innermost.
+        pools: To the next level and back; None in the innermost.
+        width: The number of channels.
         factor: The pool factor to the next level; 1 in the innermost.
-        outer_residual: Whether there is a residual connection around ResBlocks in a row.
+        is_sashimi: Whether it is SaShiMi's SkipBlock.
     """
 
     before: tuple[Block, ...]
     after: tuple[Block, ...]
-    down_pool: Linear | None
-    up_pool: Linear | None
+    pools: Pools | None
+    width: int = dataclasses.field(metadata={"static": True})
     factor: int = dataclasses.field(metadata={"static": True})
-    outer_residual: bool = dataclasses.field(metadata={"static": True})
+    is_sashimi: bool = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def lay_out(cls, body: SkipBlock) -> Self:
+    def lay_out(cls, body: SkipBlock, width: int) -> Self:
         """The weights of a level."""
         if body.is_innermost:
-            return cls(_blocks(body.before), (), None, None, 1, body.outer_residual)
+            return cls(_blocks(body.before), (), None, width, 1, body.is_sashimi)
         return cls(
             before=_blocks(body.before),
             after=_blocks(body.after),
-            down_pool=Linear.fuse([body.down_pool.projection]),
-            up_pool=Linear.fuse([body.up_pool.projection]),
+            pools=Pools.lay_out(body),
+            width=width,
             factor=body.factor,
-            outer_residual=body.outer_residual,
+            is_sashimi=body.is_sashimi,
         )
 
 
@@ -237,20 +321,18 @@ class SamplerWeights:
 
     Attributes:
         levels: The outermost first.
-        embedding: `(vocab_size + 1, width)`; the last row stands before the first token.
+        embedding: `(vocab_size, width)`.
         projected: The first product of the first ResBlock for each row of the embedding, if there
             is one that takes it.
         head: The last norm and the head.
-        centred: Whether that norm subtracts the mean.
-        epsilon: That of the norm.
+        norm: The statistics of that norm.
     """
 
     levels: tuple[LevelWeights, ...]
-    embedding: Float[Array, "vocab+1 width"]
-    projected: Float[Array, "vocab+1 2*width"] | None
+    embedding: Float[Array, "vocab width"]
+    projected: Float[Array, "vocab projected"] | None
     head: Linear
-    centred: bool = dataclasses.field(metadata={"static": True})
-    epsilon: float = dataclasses.field(metadata={"static": True})
+    norm: NormStatistics = dataclasses.field(metadata={"static": True})
 
     @property
     def period(self) -> int:
@@ -277,41 +359,28 @@ def lay_out(model: Poolformer, platform: str = "default") -> SamplerWeights:
 @nnx.jit
 def _lay_out(model: Poolformer) -> SamplerWeights:
     levels, body = [], model.body
-    while not body.is_innermost:
-        levels.append(LevelWeights.lay_out(body))
-        body = body.nested
-    levels.append(LevelWeights.lay_out(body))
-    embedding = model.embedding(jnp.arange(model.config.vocab_size + 1)).astype(jnp.float32)
+    for width in model.config.widths:
+        levels.append(LevelWeights.lay_out(body, width))
+        body = None if body.is_innermost else body.nested
+    embedding = model.embedding(jnp.arange(model.config.vocab_size)).astype(jnp.float32)
     first = next(iter(levels[0].before), None)
     return SamplerWeights(
         levels=tuple(levels),
         embedding=embedding,
         projected=first.project(embedding) if isinstance(first, FusedBlock) else None,
         head=Linear.fuse([model.head], model.head_norm),
-        centred=isinstance(model.head_norm, nnx.LayerNorm),
-        epsilon=model.head_norm.epsilon,
+        norm=NormStatistics.of(model.head_norm),
     )
-
-
-def norm_scale(
-    x: Float[Array, "batch width"], epsilon: float, centred: bool = False
-) -> Float[Array, "batch 1"]:
-    """One over the root of the mean square, or of the variance."""
-    if centred:
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
 
 
 def _blocks(blocks: list[ResBlock]) -> tuple[Block, ...]:
-    kinds = [FusedBlock if _is_griffins(block) else PlainBlock for block in blocks]
+    kinds = [FusedBlock if _can_be_fused(block) else PlainBlock for block in blocks]
     return tuple(kind.lay_out(block) for kind, block in zip(kinds, blocks, strict=True))
 
 
-def _is_griffins(block: ResBlock) -> bool:
-    """Whether it is made of the parts that `FusedBlock` knows."""
-    return (
-        type(block.mixer) is TemporalMixing
-        and block.mixer.gate is not None
-        and type(block.mlp) is GatedMLP
-        and type(block.mixer_norm) is nnx.RMSNorm
-    )
+def _can_be_fused(block: ResBlock) -> bool:
+    """Whether `FusedBlock` knows all its parts."""
+    layer = block.layer
+    if type(layer) in (RealRecurrence, ComplexRecurrence):
+        return layer.norm is None
+    return type(layer) is GatedMLP and block.gate is not None

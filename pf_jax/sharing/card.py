@@ -9,7 +9,7 @@ import jax
 from pf_jax.audio import AudioFormat
 from pf_jax.data.catalogue import DATASETS
 from pf_jax.evaluation.results import METRICS
-from pf_jax.layers import MIXERS
+from pf_jax.layers import own_layers
 from pf_jax.training.checkpoint import CheckpointMeta
 from pf_jax.training.exported import META, WEIGHTS
 from pf_jax.training.state import Params
@@ -81,15 +81,15 @@ def _summary(meta: CheckpointMeta) -> str:
         )
     return (
         f"A model of {made[data.modality]}. It has {meta.exported.parameters:,} parameters in "
-        f"{model.num_levels} levels of widths {model.widths}, pooled by {model.pool_factors}; the "
-        f"mixer is `{model.mixer}`. `{META}` has the whole config."
+        f"{model.num_levels} levels of widths {model.widths}, pooled by {model.pool_factors}; "
+        f"layers: {', '.join(f'`{name}`' for name in sorted(model.layers))}. `{META}` has the "
+        "whole config."
     )
 
 
 def _use(meta: CheckpointMeta) -> list[str]:
-    mixer = meta.config.model.mixer
-    is_own = not MIXERS[mixer].__module__.startswith("pf_jax.")
-    extra = " --import=FILE.py" if is_own else ""
+    own = own_layers(meta.config.model)
+    extra = " --import=FILE.py" if own else ""
     second = "evaluate --checkpoint=model --output=evaluation"
     if isinstance(meta.format, AudioFormat):
         second = "sample --checkpoint=model --prompt=recording.wav --output=continued"
@@ -105,10 +105,10 @@ def _use(meta: CheckpointMeta) -> list[str]:
     ]
     if isinstance(meta.format, AudioFormat):
         paragraphs.append("`meta.audio_format.decode(tokens)` are waveforms.")
-    if is_own:
+    if own:
         paragraphs.append(
-            f"The mixer `{mixer}` is not part of pf_jax: FILE.py is the file that adds it, and "
-            "must be had from whoever made this model."
+            f"The layer `{own[0]}` is not part of pf_jax: FILE.py is the file that adds it; ask "
+            "whoever made this model for it."
         )
     return paragraphs
 
@@ -163,6 +163,12 @@ def _figures(meta: CheckpointMeta) -> list[str]:
         return ["It was not measured."]
     table = ["| split | what | value |", "| --- | --- | --- |"]
     table += [f"| {' | '.join(row)} |" for row in rows]
+    if levels := meta.config.data.levels:
+        notes.insert(
+            0,
+            f"Bits per sample are of {levels}. Figures of another quantization or normalization "
+            "do not compare.",
+        )
     return ["\n".join(table), *(["\n".join(f"- {note}" for note in notes)] if notes else [])]
 
 
@@ -201,7 +207,7 @@ def _tensors(params: Params, is_rounded: bool) -> list[str]:
 def _grouped_tensors(params: Params) -> Iterator[tuple[str, str, str]]:
     """Name, shape and type of each tensor; of those that only the block's number tells apart, one.
 
-    Such a name has the numbers in braces, like `body.before.{0,1,2}.mlp_norm.scale`.
+    Such a name has the numbers in braces, like `body.before.{0,1,2}.norm.scale`.
     """
     groups: dict[tuple, list[str]] = {}
     for path, leaf in jax.tree.leaves_with_path(params):

@@ -16,7 +16,8 @@ class Budget:
     """What is equal for all runs of a comparison; at least one of both.
 
     Attributes:
-        seconds: Of training, without compilation and evaluations; None where time is no matter.
+        seconds: Of training, without compilation and evaluations, by
+            `pf_jax.training.clock.training_clock` (CPU seconds on CPUs); None without such a limit.
         steps: Of training, on as many samples each; None where only time matters.
     """
 

@@ -108,7 +108,7 @@ def sampler_task(
         model = merge_model(graphdef, params)
         weights = lay_out(model, devices[0].platform)
         state = model.init_state(streams)
-        carry = nested.make_carry(weights, state, jnp.full((streams,), model.start_token))
+        carry = nested.make_carry(weights, state, streams)
         steps = -(-_CHUNK_STEPS // weights.period) * weights.period
         return weights, carry, jax.random.split(keys, streams), jnp.zeros((streams, steps), int)
 
@@ -122,7 +122,7 @@ def sampler_task(
     if len(devices) > 1:
         inputs = _on_each(inputs, len(devices))
     number, temperature = (jax.ShapeDtypeStruct((), t) for t in (jnp.uint32, jnp.float32))
-    run = sampler._program(tuple(devices), False)  # As Sampler does on all but CPUs.
+    run = sampler._program(tuple(devices))
     return Task(run.lower(*inputs, number, number, temperature, None), arguments), steps
 
 

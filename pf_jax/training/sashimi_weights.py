@@ -166,10 +166,12 @@ def _config_of(tensors: _Tensors, around: _Around) -> PoolformerConfig:
         mixer="s4d",
         state_size=2 * states,
         num_heads=math.gcd(8, *widths),
+        pool_groups=1,
         norm="layer",
-        mlp="plain" if has_mlp else "none",
+        norm_epsilon=1e-5,
+        mlp="plain_mlp" if has_mlp else "none",
         mlp_expansion=tensors.shape(feed_forward, 3)[0] / widths[-1] if has_mlp else 2.0,
-        outer_residual=True,
+        sashimi_backbone=True,
     )
 
 
@@ -180,7 +182,6 @@ def _values(
     width, vocab, prefix = config.widths[0], config.vocab_size, around.backbone
     table = tensors.take(f"{around.embedding}.weight", vocab, width)
     yield "['embedding']['table']", table
-    yield "['embedding']['start']", table[vocab // 2]
     yield "['head']['kernel']", tensors.take(f"{around.head}.weight", vocab, width).T
     yield "['head']['bias']", tensors.take(f"{around.head}.bias", vocab)
     yield from _norm("['head_norm']", tensors, f"{prefix}norm", width)
@@ -192,7 +193,7 @@ def _values(
             yield from _pools(here, config, level, tensors, prefix, outwards)
         blocks, there = ("before", "c_layers.") if innermost else ("after", outwards)
         first = 0 if innermost else 1  # The first is the pool.
-        for number in range(sum(config.depth(level))):
+        for number in range(sum(config.depth(level)) * (1 if config.mlp == "none" else 2)):
             place = f"{here}['{blocks}'][{number}]"
             yield from _block(place, config, width, tensors, f"{prefix}{there}", first, number)
         here += "['nested']"
@@ -207,13 +208,14 @@ def _pools(
     down, up = f"{prefix}d_layers.{level}.linear", f"{prefix}{outwards}0.linear"
     # There: channel, then position in the group; here: position, then channel.
     kernel = tensors.take(f"{down}.weight", inner, width * factor).reshape(inner, width, factor)
-    yield f"{here}['down_pool']['projection']['kernel']", kernel.T.reshape(-1, inner)
-    yield f"{here}['down_pool']['projection']['bias']", tensors.take(f"{down}.bias", inner)
+    yield f"{here}['down_pool']['kernel']", kernel.transpose(2, 1, 0)
+    yield f"{here}['down_pool']['bias']", tensors.take(f"{down}.bias", inner)
     kernel = tensors.take(f"{up}.weight", width * factor, inner).reshape(width, factor, inner)
-    kernel = kernel.transpose(2, 1, 0).reshape(inner, -1)
-    yield f"{here}['up_pool']['projection']['kernel']", kernel
-    bias = tensors.take(f"{up}.bias", width * factor).reshape(width, factor)
-    yield f"{here}['up_pool']['projection']['bias']", bias.T.reshape(-1)
+    yield f"{here}['up_pool']['kernel']", kernel.transpose(2, 1, 0)
+    yield (
+        f"{here}['up_pool']['bias']",
+        tensors.take(f"{up}.bias", width * factor).reshape(width, factor).T,
+    )
 
 
 def _block(
@@ -225,18 +227,15 @@ def _block(
     first: int,
     number: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """A ResBlock, which there is two: one with the state space, and one with the MLP."""
-    has_mlp = config.mlp != "none"
-    there = f"{layers}{first + (1 + has_mlp) * number}"
-    yield from _norm(f"{here}['mixer_norm']", tensors, f"{there}.norm", width)
-    yield from _mixer(f"{here}['mixer']", config, tensors, there, width)
-    if has_mlp:
-        hidden = max(1, round(config.mlp_expansion * width))
-        there = f"{layers}{first + 2 * number + 1}"
-        yield from _norm(f"{here}['mlp_norm']", tensors, f"{there}.norm", width)
-        mlp = f"{here}['mlp']"
-        yield from _linear(f"{mlp}['input']", tensors, f"{there}.layer.ff.0.0", width, hidden)
-        yield from _linear(f"{mlp}['output']", tensors, f"{there}.layer.ff.2", hidden, width)
+    """A ResBlock, of the state space or of the MLP."""
+    there = f"{layers}{first + number}"
+    yield from _norm(f"{here}['norm']", tensors, f"{there}.norm", width)
+    if config.mlp != "none" and number % 2:
+        hidden, ff = max(1, round(config.mlp_expansion * width)), f"{there}.layer.ff"
+        yield from _linear(f"{here}['layer']['input']", tensors, f"{ff}.0.0", width, hidden)
+        yield from _linear(f"{here}['output']", tensors, f"{ff}.2", hidden, width)
+    else:
+        yield from _mixer(f"{here}['layer']", config, tensors, there, width)
 
 
 def _mixer(

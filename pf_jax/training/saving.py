@@ -39,8 +39,8 @@ class Checkpoints:
         directory: Where they are.
         evaluations: By step, the validation likelihoods of the run so far, in bits per sample; goes
             into each checkpoint.
-        seconds: The time that training has taken, without compilation, evaluations and the like;
-            goes into each checkpoint, too.
+        seconds: The time that training has taken by the training clock, without compilation,
+            evaluations and the like; goes into each checkpoint, too.
     """
 
     def __init__(self, workdir: epath.Path, config: TrainConfig, data_fingerprint: str):

@@ -9,6 +9,7 @@ import numpy as np
 
 from pf_jax.data import open_dataset, train_batches
 from pf_jax.training import planning
+from pf_jax.training.clock import training_clock
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.hosts import replicate
 from pf_jax.training.parallel import local_shares, parallel_train_step
@@ -24,11 +25,13 @@ class TrainingSpeed(NamedTuple):
 
     Attributes:
         steps_per_second: The speed, with the loading of batches, without compilation.
+        steps_per_clock_second: The same by `pf_jax.training.clock.training_clock`.
         step_memory: Bytes of each device that a step needs, as the compiler tells: weights,
             optimizer and batch included.
     """
 
     steps_per_second: float
+    steps_per_clock_second: float
     step_memory: int
 
 
@@ -58,16 +61,16 @@ def measure_training(config: TrainConfig, *, seconds: float) -> TrainingSpeed:
     # What is compiled for split sequences takes arrays of all processes, and is called otherwise.
     is_split = config.sequence_devices > 1
     step = parallel_train_step(config, graphdef, optimizer, schedule) if is_split else compiled
-    previous = start = None
+    previous = start = clock = None
     for number in itertools.count():
         state, metrics = step(state, next(batches), stop)
         # One step ahead of the devices, as in training.
         jax.block_until_ready(previous)
         previous = metrics["loss"]
         if number == _FIRST_STEPS:
-            start = time.monotonic()
+            start, clock = time.monotonic(), training_clock()
         steps = number - _FIRST_STEPS
         if steps >= _LEAST_STEPS and time.monotonic() - start >= seconds:
             break
-    speed = steps / (time.monotonic() - start)
-    return TrainingSpeed(speed, analyze(compiled).memory)
+    speed, by_clock = steps / (time.monotonic() - start), steps / (training_clock() - clock)
+    return TrainingSpeed(speed, by_clock, analyze(compiled).memory)

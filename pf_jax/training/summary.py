@@ -12,8 +12,8 @@ from pf_jax.audio import AudioFormat
 from pf_jax.config import PoolformerConfig
 from pf_jax.data.config import DataConfig
 from pf_jax.layers import s4d
-from pf_jax.layers.rglru import DECAY_EXPONENT, MAX_RADIUS, MIN_RADIUS
 from pf_jax.poolformer import Poolformer
+from pf_jax.recurrence.gates import DECAY_EXPONENT
 from pf_jax.training.chips import peak_flops
 from pf_jax.training.state import abstract_model
 
@@ -30,12 +30,12 @@ class LevelCost(NamedTuple):
         name: The number of the level, or "embedding, head".
         every: It works once in so many samples, the product of the pool factors above it.
         width: Its number of channels.
-        blocks: Its ResBlocks, before and after the nested SkipBlock; None outside of the levels.
+        blocks: Its blocks, before and after the nested SkipBlock; None outside of the levels.
         parameters: Its parameters. The pools between two levels belong to the deeper one, at whose
             rate they work.
         multiply_adds: Its multiply-adds a sample in the forward pass.
         memory: The shortest and the longest memory of its states at initialisation, in samples;
-            None where they are not known, as of mixers other than "rglru" and "s4d".
+            None where no layer has states of known decay.
     """
 
     name: str
@@ -56,10 +56,10 @@ def level_costs(config: PoolformerConfig) -> tuple[LevelCost, ...]:
     left out (norms, activations, the recurrence itself, the convolution that S4D makes of it), and
     so are products of activations, such as the scores of an attention mixer.
 
-    A state that decays by `a` a position averages over about `1 / (1 - a)` positions. In the RG-LRU
-    `a = radius^(8 r)` (Griffin, arXiv 2402.19427, section 2.4), radius is anywhere in the ring in
-    which it is drawn, and `r` is what its initial bias makes it. In S4D `a = exp(-dt / 2)`, and
-    `dt` is anywhere in the interval in which it is drawn.
+    A state that decays by `a` a position averages over about `1 / (1 - |a|)` positions. In the
+    gated recurrences `|a| = radius^(8 r)` (Griffin, arXiv 2402.19427, section 2.4), radius is
+    anywhere in `config.radii`, and `r` is what its initial bias makes it. In S4D
+    `|a| = exp(-dt / 2)`, and `dt` is anywhere in the interval in which it is drawn.
     """
     model = abstract_model(config)
     outside = _count([model.embedding, model.head_norm, model.head])
@@ -158,15 +158,14 @@ def _count(modules: Iterable[nnx.Module]) -> tuple[int, int]:
 
 
 def _memory(config: PoolformerConfig, level: int, every: int) -> tuple[float, float] | None:
-    if config.mixer == "rglru":
-        decays = [r ** (DECAY_EXPONENT * _INITIAL_GATE) for r in (MIN_RADIUS, MAX_RADIUS)]
-    elif config.mixer == "s4d":
-        decays = [math.exp(-s4d.DECAY_RATE * dt) for dt in (s4d.MAX_DT, s4d.MIN_DT)]
-    else:
+    layers, decays = {mixer for side in config.blocks(level) for mixer in side}, []
+    if layers & {"rglru", "cglru"}:
+        decays += [r ** (DECAY_EXPONENT * _INITIAL_GATE) for r in config.radii]
+    if "s4d" in layers:
+        decays += [math.exp(-s4d.DECAY_RATE * dt) for dt in (s4d.MAX_DT, s4d.MIN_DT)]
+    if not decays:
         return None
-    if not sum(config.depth(level)):
-        return None
-    shortest, longest = (every / (1.0 - decay) for decay in decays)
+    shortest, longest = (every / (1.0 - decay) for decay in (min(decays), max(decays)))
     return shortest, longest
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pf_jax import fields
 from pf_jax.config import PoolformerConfig
 from pf_jax.errors import UserError
-from pf_jax.layers import MIXERS
+from pf_jax.layers import LAYERS
 from pf_jax.training.config import OptimizerConfig, TrainConfig
 from pf_jax.training.summary import level_costs
 
@@ -100,10 +100,9 @@ def change(config: TrainConfig, name: str) -> TrainConfig:
         changed = dataclasses.replace(config, model=model, optimizer=optimizer)
     except UserError as error:
         raise UserError(f"The model {name}: {error}") from error
-    if model.mixer not in MIXERS:
+    for layer in sorted(model.layers - LAYERS.keys()):
         raise UserError(
-            f"The model {name} needs the mixer {model.mixer!r}"
-            f"{fields.did_you_mean(model.mixer, MIXERS)}"
+            f"The model {name} needs the layer {layer!r}{fields.did_you_mean(layer, LAYERS)}"
         )
     return changed
 
@@ -116,22 +115,22 @@ def count_parameters(model: PoolformerConfig) -> int:
 def match_parameters(model: PoolformerConfig, parameters: int) -> PoolformerConfig:
     """The model with its widths scaled so that its parameters are as near a number as they can be.
 
-    Widths stay multiples of the number of heads, and those of the levels in proportion, up to one
-    such multiple. They stay as they are where the number is within a percent: what an ablation
-    changes is then the only change.
+    Widths stay multiples of the least width that the model's layers and pools accept, and those of
+    the levels in proportion, up to one such multiple. They stay as they are where the number is
+    within a percent: what an ablation changes is then the only change.
     """
     if abs(count_parameters(model) - parameters) <= _CLOSE * parameters:
         return model
-    heads = model.num_heads
+    step = _width_step(model)
 
     def scaled(factor: float) -> PoolformerConfig:
-        widths = tuple(heads * max(1, round(factor * width / heads)) for width in model.widths)
+        widths = tuple(step * max(1, round(factor * width / step)) for width in model.widths)
         return dataclasses.replace(model, widths=widths)
 
     low, high = 0.0, 1.0
     while count_parameters(scaled(high)) < parameters:
         low, high = high, 2.0 * high
-    while _furthest(scaled(low), scaled(high)) > heads:
+    while _furthest(scaled(low), scaled(high)) > step:
         middle = (low + high) / 2.0
         if count_parameters(scaled(middle)) < parameters:
             low = middle
@@ -142,71 +141,138 @@ def match_parameters(model: PoolformerConfig, parameters: int) -> PoolformerConf
         return abs(count_parameters(candidate) - parameters)
 
     best, last = min(scaled(low), scaled(high), key=distance), None
+    if model.pool_groups is None:  # All levels have one width.
+        return best
     # One more multiple, or one less, in some of the levels, the widest first, while that is nearer.
     while best != last:
         last = best
         for level in sorted(range(model.num_levels), key=lambda n: -best.widths[n]):
             widths = list(best.widths)
-            widths[level] += heads if count_parameters(best) < parameters else -heads
+            widths[level] += step if count_parameters(best) < parameters else -step
             if widths[level] > 0:
                 best = min(best, dataclasses.replace(best, widths=tuple(widths)), key=distance)
     return best
 
 
+def _width_step(model: PoolformerConfig) -> int:
+    """The least width whose multiples are possible at all levels."""
+    for step in range(1, max(model.widths) + 1):
+        try:
+            for width in (step, 2 * step, 3 * step):
+                dataclasses.replace(model, widths=(width,) * model.num_levels)
+        except UserError:
+            continue
+        return step
+    return max(model.widths)
+
+
 def without_pooling(model: PoolformerConfig) -> PoolformerConfig:
-    """A model of one level, of as many ResBlocks and about as many parameters."""
-    widths, depths = (max(model.widths),), (model.num_blocks,)
-    one_level = dataclasses.replace(model, widths=widths, depths=depths, pool_factors=())
+    """A model of one level, of as many blocks and about as many parameters."""
+    mixers = tuple(
+        mixer for level in range(model.num_levels) for mixer in _all_mixers(model, level)
+    )
+    one_level = dataclasses.replace(
+        model, widths=(max(model.widths),), depths=(mixers,), pool_factors=()
+    )
     return match_parameters(one_level, count_parameters(model))
 
 
 def _fewer_levels(model: PoolformerConfig) -> PoolformerConfig:
-    """Without the innermost level, whose ResBlocks the one above gets."""
+    """Without the innermost level, whose blocks the level above gets."""
     if model.num_levels == 1:
         raise UserError("it has one level, and cannot have fewer.")
-    *depths, above, innermost = (sum(model.depth(level)) for level in range(model.num_levels))
+    mixers = (*_all_mixers(model, model.num_levels - 2), *model.blocks(model.num_levels - 1)[0])
     return dataclasses.replace(
         model,
         widths=model.widths[:-1],
-        depths=(*model.depths[: len(depths)], above + innermost),
+        depths=(*model.depths[:-2], mixers),
         pool_factors=model.pool_factors[:-1],
     )
 
 
 def _all_after(model: PoolformerConfig) -> PoolformerConfig:
-    """All ResBlocks of a level behind the nested one, as in SaShiMi."""
-    totals = [sum(model.depth(level)) for level in range(model.num_levels)]
-    depths = (*((0, total) for total in totals[:-1]), totals[-1])
-    return dataclasses.replace(model, depths=depths)
+    """All blocks of a level behind the nested SkipBlock, as in SaShiMi."""
+    depths = [((), _all_mixers(model, level)) for level in range(model.num_levels - 1)]
+    return dataclasses.replace(model, depths=(*depths, model.depths[-1]))
+
+
+def _all_mixers(model: PoolformerConfig, level: int) -> tuple[str, ...]:
+    before, after = model.blocks(level)
+    return before + after
+
+
+def _of_mixer(mixer: str, **values: Any) -> _Change:
+    """Replaces all mixers, and sets fields."""
+
+    def change(model: PoolformerConfig) -> PoolformerConfig:
+        depths = tuple(model.depth(level) for level in range(model.num_levels - 1))
+        depths = (*depths, model.depth(model.num_levels - 1)[0])
+        return dataclasses.replace(model, mixer=mixer, depths=depths, **values)
+
+    return change
+
+
+def _backwards_pools(model: PoolformerConfig) -> PoolformerConfig:
+    """The same pools in reverse order: where the sequence is shortened first."""
+    return dataclasses.replace(model, pool_factors=model.pool_factors[::-1])
+
+
+def _convolution_first(model: PoolformerConfig) -> PoolformerConfig:
+    """The first half of a level's blocks before the pool are convolutions, mirrored after it."""
+    depths = []
+    for level in range(model.num_levels):
+        before, after = model.blocks(level)
+        half = ("convolution",) * (len(before) // 2)
+        mixers = (*half, *before[len(half) :])
+        depths.append(
+            mixers if level == model.num_levels - 1 else (mixers, mixers[::-1] if after else ())
+        )
+    return dataclasses.replace(model, depths=tuple(depths))
 
 
 def _with(**values: Any) -> _Change:
-    """Sets fields, of those that a model has."""
-    known = {field.name for field in dataclasses.fields(PoolformerConfig)}
-    values = {name: value for name, value in values.items() if name in known}
+    """Sets fields."""
     return lambda model: dataclasses.replace(model, **values)
 
 
-def _after_with(**values: Any) -> _Change:
-    return lambda model: _all_after(_with(**values)(model))
+def _backbone(mixer: str, **values: Any) -> _Change:
+    """SaShiMi's backbone of a mixer."""
+    return lambda model: _all_after(
+        _of_mixer(mixer, pool_groups=1, embedding="learned", sashimi_backbone=True, **values)(model)
+    )
 
 
 VARIANTS: Mapping[str, _Change] = {
     "poolformer": _with(),
-    "sashimi": _after_with(mixer="s4d", norm="layer", mlp="plain"),
-    "mamba": _after_with(mixer="mamba", mlp="none", state_size=16),
-    "attention": _with(mixer="attention"),
-    "gru": _with(mixer="gru"),
-    "rglru_complex": _with(mixer="rglru_complex"),
+    "sashimi": _backbone("s4d", norm="layer", norm_epsilon=1e-5, mlp="plain_mlp"),
+    "mamba": _backbone("mamba", norm="rms", mlp="none", state_size=16, conv_width=4),
+    "attention": _of_mixer("attention"),
+    "gru": _of_mixer("gru"),
+    "real": _of_mixer("rglru"),
+    "complex": _of_mixer("cglru"),
+    "griffin": _of_mixer(
+        "rglru", convolution="depthwise", conv_width=4, recurrence_output=False, norm="rms"
+    ),
     "no_pooling": without_pooling,
     "fewer_levels": _fewer_levels,
+    "backwards_pools": _backwards_pools,
+    "dense_pools": _with(pool_groups=1),
+    "grouped_pools": _with(pool_groups=4),
     "blocks_after": _all_after,
+    "convolution": _with(convolution="full"),
+    "depthwise_convolution": _with(convolution="depthwise"),
+    "no_convolution": _with(convolution="none"),
+    "convolution_blocks": _convolution_first,
     "no_gate": _with(mixer_gate=False),
-    "no_convolution": _with(conv_width=1),
     "no_mlp": _with(mlp="none"),
-    "plain_mlp": _with(mlp="plain"),
+    "plain_mlp": _with(mlp="plain_mlp"),
     "layer_norm": _with(norm="layer"),
+    "rms_norm": _with(norm="rms"),
     "learned_embedding": _with(embedding="learned"),
+    "linear_embedding": _with(embedding="sinusoidal_linear"),
+    "fixed_embedding": _with(embedding="sinusoidal"),
+    "dropout": _with(dropout=0.2),
+    "no_dropout": _with(dropout=0.0),
 }
 """What each named variant changes in a config's model.
 
@@ -214,8 +280,13 @@ VARIANTS: Mapping[str, _Change] = {
 * `sashimi`: SaShiMi's backbone (arXiv 2202.09729, figure 2) of S4D layers: LayerNorm, plain MLPs,
   and all blocks of a level after the nested ones.
 * `mamba`: the same backbone of Mamba blocks (arXiv 2312.00752, section 4.4), without MLPs.
-* `attention`, `gru`, `rglru_complex`: another mixer in Poolformer's own backbone.
-* the others: ablations, which their names tell.
+* `attention`, `gru`, `real` (RG-LRU), `complex` (CG-LRU): another mixer in the same backbone.
+* `griffin`: Griffin's recurrent block (arXiv 2402.19427, figure 2) in the same backbone.
+* `backwards_pools`: the pool factors in reverse order; `dense_pools`, `grouped_pools`: pools of one
+  and of four groups of channels.
+* `convolution`, `depthwise_convolution`: a convolution before each recurrence.
+* `convolution_blocks`: the first half of each level's blocks are convolutions.
+* the others are ablations named after what they change.
 """
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from pf_jax.errors import UserError
 from pf_jax.training import summary
+from pf_jax.training.clock import training_clock
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.hosts import first_replica
 from pf_jax.training.logging import RunLog
@@ -66,8 +67,8 @@ class Watch:
 
     def restart(self, step: int) -> None:
         """Measures time and speed anew, after something else than training took time."""
-        self._ended = time.monotonic()
-        self._clock = (step, self._ended)
+        self._ended = training_clock()
+        self._clock = (step, time.monotonic())
 
     def out_of_patience(self) -> bool:
         """Whether the last evaluations were all worse than one before."""
@@ -80,7 +81,7 @@ class Watch:
 
         The first step of a process has compilation in it, and counts as much as the second.
         """
-        now = time.monotonic()
+        now = training_clock()
         if self._ended is not None:
             self._checkpoints.seconds += (now - self._ended) * (2 if self._is_first else 1)
             self._is_first = False

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from pf_jax.data import DataConfig
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 Members = list[tuple[str, bytes | None]]  # A member without content is a directory.
@@ -184,6 +186,19 @@ def cifar10(
         expected[name] = [kinds[label] for label in labels], pictures
     _write_tar(directory / "cifar-10-binary.tar.gz", edit(members))
     return expected
+
+
+def config(tmp_path: pathlib.Path, name: str, **fields) -> DataConfig:
+    """A config of the archive in `tmp_path / "manual"`."""
+    modality = {"enwik8": "text", "cifar10": "image"}.get(name, "audio")
+    fields = {
+        "window": 3_072,
+        "modality": modality,
+        "data_dir": str(tmp_path / "data"),
+        "manual_dir": str(tmp_path / "manual"),
+        "verify_checksums": False,  # No small archive can have the checksum of the real one.
+    } | fields
+    return DataConfig(name, **fields)
 
 
 def without(part: str) -> Callable[[Members], Members]:

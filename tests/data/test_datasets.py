@@ -10,7 +10,6 @@ import scipy.signal
 
 from experiments import cli
 from pf_jax.data import (
-    DataConfig,
     archive,
     beethoven,
     cifar10,
@@ -26,6 +25,7 @@ from pf_jax.errors import UserError
 from pf_jax.training import train
 from tests import processes
 from tests.data import archives
+from tests.data.archives import config
 
 FILES = {
     "musicnet": ("musicnet.tar.gz", "musicnet_metadata.csv"),
@@ -41,31 +41,6 @@ AUDIO = ("musicnet", "sc09", "beethoven", "youtubemix")
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     monkeypatch.setattr(archive.pooch, "retrieve", lambda *args, **kwargs: pytest.fail("network"))
-
-
-@pytest.fixture
-def opened(tmp_path):
-    """A function that writes an archive and opens the dataset; returns what was written, too."""
-
-    def open_it(name, **options):
-        manual = tmp_path / "manual"
-        manual.mkdir(exist_ok=True)
-        expected = getattr(archives, name)(manual, **options)
-        return open_dataset(config(tmp_path, name)), expected
-
-    return open_it
-
-
-def config(tmp_path, name, **fields):
-    modality = {"enwik8": "text", "cifar10": "image"}.get(name, "audio")
-    fields = {
-        "window": 3_072,
-        "modality": modality,
-        "data_dir": str(tmp_path / "data"),
-        "manual_dir": str(tmp_path / "manual"),
-        "verify_checksums": False,  # No small archive can have the checksum of the real one.
-    } | fields
-    return DataConfig(name, **fields)
 
 
 def everything(dataset):
@@ -135,19 +110,6 @@ def test_piano(opened, name, counts, caplog):
     for recordings in found.values():
         for file, pcm in recordings.items():
             np.testing.assert_array_equal(pcm, expected[file])
-
-
-@pytest.mark.parametrize(
-    ("count", "bounds"), [(4_328, (3_808, 4_068)), (241, (212, 226)), (100, (88, 94))]
-)
-def test_piano_splits_are_the_published_ones(opened, monkeypatch, count, bounds):
-    """3,808 / 260 / 260 and 212 / 14 / 15, rounded down as SaShiMi's code does."""
-    recordings = [Recording(f"{i}.wav", np.zeros(1, np.int16)) for i in reversed(range(count))]
-    monkeypatch.setattr(beethoven, "spool", lambda *args, **kwargs: (recordings, []))
-    dataset, _ = opened("beethoven")
-    names = [dataset.split(split).names for split in ("train", "validation", "test")]
-    assert [len(n) for n in names] == [bounds[0], bounds[1] - bounds[0], count - bounds[1]]
-    assert [int(n.removesuffix(".wav")) for split in names for n in split] == list(range(count))
 
 
 def test_enwik8(opened):

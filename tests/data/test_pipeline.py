@@ -258,7 +258,7 @@ def test_a_restored_iterator_goes_on_where_it_was(steps):
 
 
 @pytest.mark.parametrize("normalization", ["none", "recording", "window"])
-@pytest.mark.parametrize("quantization", ["mu_law", "linear"])
+@pytest.mark.parametrize("quantization", ["mu_law", "linear", "sashimi_mu_law"])
 def test_normalization(normalization, quantization):
     dataset = InMemory([500, 7, 60])
     dataset.pcm[0][:100] //= 50  # The first window is quiet,
@@ -272,7 +272,12 @@ def test_normalization(normalization, quantization):
             whole = {"none": np.array([-1.0, 1.0]), "recording": pcm / 32_768, "window": x}
             low, high = whole[normalization].min(), whole[normalization].max()
             x = np.zeros_like(x) if low == high else 2 * (x - low) / (high - low) - 1
-            if quantization == "linear":
+            if quantization == "sashimi_mu_law":
+                epsilon = 0 if normalization == "none" else 1e-6
+                x = np.full_like(x, -1) if low == high else x - epsilon * (x + 1) / (high - low)
+                y = np.sign(x) * np.log(1 + 255 * np.abs(x + 1e-8)) / np.log(256)
+                expected = np.floor(255.99 * (y + 1) / 2 + 0.005)
+            elif quantization == "linear":
                 expected = np.clip(np.floor(128 * (x + 1)), 0, 255)
             else:
                 y = np.sign(x) * np.log(1 + 255 * np.abs(x)) / np.log(256)

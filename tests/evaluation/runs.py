@@ -49,6 +49,8 @@ EVALUATION = {
     "split": "test",
     "dataset": "demo",
     "parameters": 12_345,
+    "quantization": "sashimi_mu_law",
+    "normalization": "recording",
     "bits_per_sample": {
         "carried": {
             "value": 1.5,

@@ -18,6 +18,7 @@ def read(tmp_path, values):
 def test_all_of_a_file(tmp_path):
     found = read(tmp_path, EVALUATION)
     assert (found.step, found.dataset, found.parameters) == (10, "demo", 12_345)
+    assert (found.quantization, found.normalization) == ("sashimi_mu_law", "recording")
     assert found.likelihoods == {
         "carried": Likelihood(1.5, 1.25, 1.75, 1_000, 7),
         "independent": Likelihood(1.625, None, None, 1_000, 7),

@@ -71,6 +71,7 @@ def test_classes_are_called_by_their_names(results):
 def test_the_page_and_the_file_say_the_same(results, tmp_path):
     found, nats, num_samples = results
     about = {"dataset": "digits", "split": "test", "step": 7, "parameters": 5, "window": 100}
+    about |= {"quantization": "sashimi_mu_law", "normalization": "window"}
     content = found | about
     (tmp_path / "evaluation.json").write_text(json.dumps(content, allow_nan=False))
     read = read_evaluation(tmp_path / "evaluation.json")
@@ -80,5 +81,6 @@ def test_the_page_and_the_file_say_the_same(results, tmp_path):
     page = write_results(tmp_path / "index.html", content).read_text()
     for text in (f"{bits:.4f}", f"{1.5 * bits:.4f}", "&lt;clip", "Bits per sample by digit"):
         assert text in page
+    assert "sashimi_mu_law levels, normalization: window" in page
     assert "<clip" not in page
     assert page.count("data:image/png;base64,") == 3

@@ -310,7 +310,7 @@ def values(path, hint, config):
         "model.dtype": st.sampled_from(["float32", "bfloat16"]),
         "data.modality": st.just(config.data.modality),
         "data.window": st.just(config.data.window),  # Of images, it is their size.
-        "data.quantization": st.sampled_from(["mu_law", "linear"]),
+        "data.quantization": st.sampled_from(["mu_law", "linear", "sashimi_mu_law"]),
         "data.normalization": st.sampled_from(["none", "recording", "window"]),
         "model.vocab_size": st.just(256),
         "optimizer.schedule": st.sampled_from(sorted(SCHEDULES)),

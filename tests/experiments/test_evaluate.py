@@ -97,9 +97,12 @@ def test_likelihoods_are_those_of_the_parallel_form(run, evaluated):
         assert found["num_samples"] == windows.recordings.num_samples
         assert found["num_recordings"] == len(windows.recordings) == 3
         assert f"{bits:.4f} bits per sample" in out
+    assert (results["quantization"], results["normalization"]) == ("mu_law", "none")
+    assert "mu_law levels, normalization: none" in out
     assert any("3 recordings" in warning for warning in results["warnings"])
     page = (run / "evaluation" / "test" / "index.html").read_text()
     assert f"{nats['carried'] / windows.recordings.num_samples / math.log(2):.4f}" in page
+    assert "mu_law levels, normalization: none" in page
     assert "http" not in page
 
 

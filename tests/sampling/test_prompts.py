@@ -73,7 +73,7 @@ def make_folder(directory):
 
 
 @pytest.mark.parametrize("normalization", ["none", "recording", "window"])
-@pytest.mark.parametrize("quantization", ["mu_law", "linear"])
+@pytest.mark.parametrize("quantization", ["mu_law", "linear", "sashimi_mu_law"])
 def test_a_prompt_is_what_training_sees(tmp_path, normalization, quantization):
     """Of each recording, the first window as the data pipeline makes it."""
     make_folder(tmp_path / "sounds")

@@ -99,6 +99,7 @@ def test_figures_are_in_the_json_and_on_the_card(folder):
         f"steps: {STEP}, of 3 windows of 64 samples",
         f"samples seen: {STEP * 3 * 64:,}",
         "weights of another model",
+        "Bits per sample are of mu_law levels, normalization: none.",
     ):
         assert text in card, text
     number = sum(x.size for x in jax.tree.leaves(weights(folder)))

@@ -82,8 +82,8 @@ def horizons(
         batches: Tokens, and how many of each row are real.
 
     Returns:
-        One for each level that has any: none where mixers have no `log_decay` (see
-        `pf_jax.layers.Mixer`), where a level has no ResBlocks, or where no real window is as long
+        One for each level that has any: none where layers have no `log_decay` (see
+        `pf_jax.layers.Layer`), where a level has no ResBlocks, or where no real window is as long
         as one of its positions.
     """
     graphdef, params = split_model(model)
@@ -136,7 +136,7 @@ def log_decays(
         tokens: In `[0, vocab_size)`.
 
     Returns:
-        For each level a list of its ResBlocks whose mixers have a `log_decay`: what that returns.
+        For each level a list of its ResBlocks whose layers have a `log_decay`: what that returns.
     """
     model = nnx.clone(model)
     levels = []
@@ -144,12 +144,12 @@ def log_decays(
         heard = []
         block.remat = False  # What was heard inside of a checkpoint could not leave it.
 
-        def listen(mixer, x, state, heard=heard):
-            if hasattr(mixer, "log_decay"):
-                heard.append(mixer.log_decay(x, state))
+        def listen(layer, x, state, heard=heard):
+            if hasattr(layer, "log_decay"):
+                heard.append(layer.log_decay(x, state))
 
         for res_block in res_blocks(block):
-            res_block.mixer = Listener(res_block.mixer, listen)
+            res_block.layer = Listener(res_block.layer, listen)
         levels.append(heard)
     model(tokens)
     return levels

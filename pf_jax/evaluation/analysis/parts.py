@@ -14,25 +14,25 @@ from pf_jax.poolformer import Poolformer, ResBlock, SkipBlock
 
 
 class Listener(nnx.Module):
-    """A mixer, and somebody who hears what goes in.
+    """A layer whose inputs are observed.
 
     Attributes:
-        mixer: The mixer, of which the parallel form is used.
-        listen: Is called with the mixer and its arguments, before each call.
+        layer: The layer, of which the parallel form is used.
+        listen: Called with the layer and its arguments, before each call.
     """
 
-    def __init__(self, mixer: Any, listen: Callable[..., None]):
-        self.mixer = mixer
+    def __init__(self, layer: Any, listen: Callable[..., None]):
+        self.layer = layer
         self.listen = listen
 
     def init_state(self, batch_size: int) -> Any:
-        """The mixer's."""
-        return self.mixer.init_state(batch_size)
+        """The layer's."""
+        return self.layer.init_state(batch_size)
 
     def __call__(self, x: Any, state: Any) -> tuple[Any, Any]:
-        """Returns what the mixer does."""
-        self.listen(self.mixer, x, state)
-        return self.mixer(x, state)
+        """Returns what the layer returns."""
+        self.listen(self.layer, x, state)
+        return self.layer(x, state)
 
 
 class Changed(nnx.Module):

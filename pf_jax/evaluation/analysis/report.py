@@ -54,7 +54,7 @@ class Analysis:
     def sentences(self) -> dict[str, str]:
         """What each picture shows, by its name."""
         return {
-            "horizons": sentences.of_horizons(self.horizons, self.config.mixer, self.unit),
+            "horizons": sentences.of_horizons(self.horizons, self.unit),
             "influence": sentences.of_influence(self.influence, self.unit),
             "silenced": sentences.of_silencing(self.silencing, self.unit),
         }

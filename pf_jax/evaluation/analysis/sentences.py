@@ -11,12 +11,12 @@ from pf_jax.evaluation.analysis.silencing import Silencing
 from pf_jax.evaluation.analysis.units import Unit, rounded
 
 
-def of_horizons(found: Sequence[Horizons], mixer: str, unit: Unit) -> str:
+def of_horizons(found: Sequence[Horizons], unit: Unit) -> str:
     """Whether the median horizon grows with the level, and how much of that pooling does."""
     if not found:
         return (
-            f"No horizon is known of the mixer {mixer!r}: either it has no log_decay, by which a "
-            "mixer tells how its states decay, or there is no ResBlock that saw a whole position."
+            "No horizon is known: either no layer has a log_decay, which says how states decay, or "
+            "no ResBlock saw a whole position."
         )
     medians = [h.quantile(0.5) for h in found]
     if len(found) == 1:
