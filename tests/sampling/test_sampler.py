@@ -348,7 +348,7 @@ def test_each_level_works_in_a_loop_of_its_own_and_never_asks(depths, factors):
     )
     blocks = {level: sum(config.depth(level)) for level in of_level}
     # Two gates a recurrence. Four products for it and two for an MLP, of which the first one of all
-    # is a table; the head and two sums of the draw; between two levels one to the next and one back.
+    # is a table; the head and two sums of the draw; between two levels one down and one up.
     assert gates == {of_level[level]: 2 * blocks[level] for level in of_level}
     assert products == {
         of_level[level]: 6 * blocks[level] + (2 if level else 3 - 1) for level in of_level
