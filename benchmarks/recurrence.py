@@ -1,10 +1,12 @@
 """How near each implementation of the recurrence comes to the memory's speed, in one run.
 
 For each shape, type and implementation: the least bytes that it must move, over its time, over the
-same for copying an array. 1 is the limit; the recurrence reads two arrays and writes one, with its
-gradient it moves eight. `rglru` is the recurrence with the gates of the RG-LRU, by "auto": computed
-in the same pass (three arrays in and one out; twelve with gradient), and apart from it. `auto_is`
-says what "auto" takes here.
+same for copying an array. 1 is the limit. `plain` reads two arrays and writes one, with its
+gradient it moves eight. `rglru` and `cglru` are the gated recurrences, with the coefficients in the
+same pass: of the real one, three arrays in and one out, with gradient twelve; of the complex one,
+whose gates are half as wide as its states, two in and one out (the gates count half), with gradient
+nine. `apart` is "auto" with coefficients that went through memory. `auto_is` says what "auto" takes
+here.
 
 Example:
   python -m benchmarks.recurrence
@@ -27,15 +29,17 @@ from absl import flags
 
 from experiments import cli
 from pf_jax.errors import UserError
-from pf_jax.recurrence.gates import CGLRU, RGLRU
 from pf_jax.recurrence import IMPLEMENTATIONS, choice, linear_recurrence, recurrence
+from pf_jax.recurrence.gates import CGLRU, RGLRU
 
-# The levels of the folder preset; and on accelerators, few and many channels in all.
-_SHAPES_OF_CPU = ["4x16384x64", "4x1024x160", "4x128x320"]
+# The levels of the folder preset, and the published width; on accelerators, few and many channels.
+_SHAPES_OF_CPU = ["4x16384x64", "4x1024x160", "4x128x320", "1x16000x256"]
 _SHAPES = ["1x131072x128", "8x16384x256", "64x16384x256", "256x2048x512"]
 
 _SHAPES_FLAG = flags.DEFINE_list(
-    "shapes", None, "Shapes BATCHxTIMExWIDTH, separated by commas; by default some of each size."
+    "shapes",
+    None,
+    "Shapes BATCHxTIMExWIDTH of states, separated by commas; by default some of each size.",
 )
 _DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Types of the arrays.")
 _REPEATS = flags.DEFINE_integer("repeats", 15, "Times that each is measured.", lower_bound=1)
@@ -75,29 +79,35 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def _measure(shape: tuple[int, ...], dtype: jnp.dtype, calls: int) -> dict[str, Any]:
     """Fractions of the speed of a copy, by what is computed and how."""
     rng = np.random.default_rng(0)
+    width = shape[-1]
     a = jnp.asarray(rng.uniform(0.5, 1.0, shape), dtype)
     b, u = (jnp.asarray(x, dtype) for x in rng.standard_normal((2, *shape), np.float32))
-    decay = jnp.asarray(rng.uniform(-1.0, -0.01, shape[-1]), jnp.float32)
+    decay = jnp.asarray(rng.uniform(-1.0, -0.01, width), jnp.float32)
+    halves = a[..., : width // 2], b[..., : width // 2], u
+    names = [x for x, y in IMPLEMENTATIONS.items() if y.platform in (None, choice.platform_here())]
 
-    # What is measured: a function, its arguments, and how many arrays it must move.
-    programs = {("copy", ""): (lambda x: -x, (b,), 2)}
-    for name, implementation in IMPLEMENTATIONS.items():
-        if implementation.platform in (None, choice.platform_here()):
-            forward = functools.partial(linear_recurrence, implementation=name)
-            programs["forward", name] = (forward, (a, b), 3)
-            programs["forward_and_backward", name] = (_with_gradient(forward), (a, b), 8)
-    for name, forward in {"fused": _fused, "apart": _apart}.items():
-        forward = functools.partial(forward, decay)
-        programs["rglru_forward", name] = (forward, (a, b, u), 4)
-        programs["rglru_forward_and_backward", name] = (_with_gradient(forward), (a, b, u), 12)
+    # Of each recurrence: the function, its arguments, and how many arrays it must move, without and
+    # with its gradient.
+    kinds = {"plain": (_plain, (a, b), (3, 8)), "rglru": (_rglru, (decay, a, b, u), (4, 12))}
+    if width % 2 == 0:
+        channel = decay[: width // 2], 0.3 * decay[width // 2 :]
+        kinds["cglru"] = _cglru, (*channel, *halves), (3, 9)
+    programs = {("copy", "", ""): (lambda x: -x, (b,), 2)}
+    for kind, (function, arguments, (forward, both)) in kinds.items():
+        runs = {name: functools.partial(function, name) for name in names}
+        if kind == "rglru":
+            runs["apart"] = _rglru_apart
+        for name, run in runs.items():
+            programs[kind, "forward", name] = run, arguments, forward
+            programs[kind, "forward_and_backward", name] = _with_gradient(run), arguments, both
 
     seconds = _medians({key: (jax.jit(f), x) for key, (f, x, _) in programs.items()}, calls)
     size = math.prod(shape) * dtype.itemsize
     speeds = {key: arrays * size / seconds[key] for key, (_, _, arrays) in programs.items()}
-    copy = speeds.pop(("copy", ""))
+    copy = speeds.pop(("copy", "", ""))
     results: dict[str, Any] = {"copy_gigabytes_per_second": round(copy / 1e9, 1)}
-    for (direction, name), speed in speeds.items():
-        results.setdefault(direction, {})[name] = round(speed / copy, 3)
+    for (kind, direction, name), speed in speeds.items():
+        results.setdefault(kind, {}).setdefault(direction, {})[name] = round(speed / copy, 3)
     return results
 
 
@@ -109,14 +119,24 @@ def _with_gradient(forward: Callable) -> Callable:
     return run
 
 
-def _fused(decay: jax.Array, *gates: jax.Array) -> jax.Array:
-    return recurrence(RGLRU, gates, (decay,), dtype=gates[0].dtype)[0]
+def _plain(name: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return linear_recurrence(a, b, implementation=name)
 
 
-def _apart(decay: jax.Array, *gates: jax.Array) -> jax.Array:
+def _rglru(name: str, decay: jax.Array, *inputs: jax.Array) -> jax.Array:
+    dtype = inputs[-1].dtype
+    return recurrence(RGLRU, inputs, (decay,), dtype=dtype, implementation=name)[0]
+
+
+def _cglru(name: str, decay: jax.Array, turn: jax.Array, *inputs: jax.Array) -> jax.Array:
+    dtype = inputs[-1].dtype
+    return recurrence(CGLRU, inputs, (decay, turn), dtype=dtype, implementation=name)[0]
+
+
+def _rglru_apart(decay: jax.Array, *inputs: jax.Array) -> jax.Array:
     """As XLA makes it: `a` and `b` in memory, in float32."""
-    a, b = RGLRU(tuple(x.astype(jnp.float32) for x in gates), (decay,))
-    return linear_recurrence(a, b).astype(gates[0].dtype)
+    a, b = RGLRU(tuple(x.astype(jnp.float32) for x in inputs), (decay,))
+    return linear_recurrence(a, b).astype(inputs[-1].dtype)
 
 
 def _medians(programs: dict[Any, tuple[Callable, Any]], calls: int) -> dict[Any, float]:

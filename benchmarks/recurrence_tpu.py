@@ -6,6 +6,10 @@ and results, in arrays. Within a kernel the bytes are those that it declares. Th
 is compared where it is installed: `pip install --no-deps recurrentgemma einops sentencepiece
 typeguard==2.13.3`.
 
+`rglru` and `cglru` are the gated recurrences in the TPU kernel. The least of the real one: the
+gates and `u` in, the states out; backward, these four and the gradient of the states in, three
+gradients out. The same of the complex one, whose gates are half as wide as its states.
+
 Example:
   python -m benchmarks.recurrence_tpu
   python -m benchmarks.recurrence_tpu --topologies=v5e:2x2 --shape=4x16000x64 --dtype=bfloat16
@@ -23,8 +27,9 @@ from absl import flags
 
 from benchmarks.recurrence import parse_shape
 from experiments import cli
-from pf_jax.recurrence import choice, linear_recurrence
+from pf_jax.recurrence import Coefficients, choice, linear_recurrence, recurrence
 from pf_jax.recurrence.coefficients import PLAIN
+from pf_jax.recurrence.gates import CGLRU, RGLRU
 from pf_jax.training.topology import topology_devices
 
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"], "TPU slices.")
@@ -32,6 +37,8 @@ _SHAPE = flags.DEFINE_string("shape", "8x16384x256", "BATCHxTIMExWIDTH.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the arrays.")
 
 _FORWARD, _BACKWARD = 3, 5  # Arrays in and out.
+# Gated: the coefficients, the width of gates over that of states, and arrays in and out.
+_GATED = {"rglru": (RGLRU, 1.0, 4, 8), "cglru": (CGLRU, 0.5, 3, 6)}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,7 +75,17 @@ def _measure(topology: str, shape: tuple[int, ...], dtype: jnp.dtype) -> dict[st
             }
         except ValueError as error:  # Such as recurrentgemma's, of widths that it does not take.
             results[name] = {"refused": str(error)}
-    results["pallas_tpu"]["backward"] = figures(_backward, _BACKWARD, x, row, x, x, row)
+    backward = functools.partial(_backward, PLAIN)
+    results["pallas_tpu"]["backward"] = figures(backward, _BACKWARD, (x, None), (), row, x, x, row)
+    for name, (coefficients, relative_width, forward, backward) in _GATED.items():
+        width = int(shape[-1] * relative_width)
+        gate = jax.ShapeDtypeStruct((*shape[:2], width), dtype, sharding=sharding)
+        channel = (jax.ShapeDtypeStruct((width,), jnp.float32, sharding=sharding),)
+        given = (gate, gate, x), channel * coefficients.parts, row
+        run = functools.partial(_gated, coefficients)
+        results[name] = {"forward": figures(run, forward, *given)}
+        run = functools.partial(_backward, coefficients)
+        results[name]["backward"] = figures(run, backward, *given, x, x, row)
     return results
 
 
@@ -89,8 +106,12 @@ def _forward_and_backward(forward: Callable, a: jax.Array, b: jax.Array, dh: jax
     return h, gradient(dh)
 
 
-def _backward(a: jax.Array, h0: jax.Array, h: jax.Array, dh: jax.Array, dlast: jax.Array) -> Any:
-    return choice.run("auto", "gradient", PLAIN, (a, None), (), h0, h, dh, dlast)
+def _gated(coefficients: Coefficients, inputs: Any, channel: Any, h0: jax.Array) -> Any:
+    return recurrence(coefficients, inputs, channel, h0, dtype=inputs[-1].dtype)
+
+
+def _backward(coefficients: Coefficients, *arguments: Any) -> Any:
+    return choice.run("auto", "gradient", coefficients, *arguments)
 
 
 if __name__ == "__main__":

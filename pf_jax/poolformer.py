@@ -15,7 +15,7 @@ each device returns the state after its own piece.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import jax
@@ -26,12 +26,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pf_jax.config import PoolformerConfig
 from pf_jax.errors import UserError
 from pf_jax.layers import (
-    LAYERS,
     DownPool,
     Embedding,
-    Layer,
     LayerState,
     UpPool,
+    find_layer,
     make_norm,
     residual_output,
 )
@@ -54,7 +53,7 @@ class ResBlock(nnx.Module):
 
     def __init__(self, name: str, level: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the block of a level around the layer of a name in `pf_jax.layers.LAYERS`."""
-        layer_type = _layer_type(name, config)
+        layer_type = find_layer(name, config)
         width, dtype = config.widths[level], config.dtype
         self.dropout = config.dropout
         self.norm = make_norm(width, config, rngs=rngs)
@@ -184,8 +183,10 @@ class SkipBlock(nnx.Module):
         dropout_key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "batch time width"], SkipBlockState]:
         """All positions, and the state after them. `state` must be between two groups."""
+        call = _remat if self.remat else ResBlock.__call__
         keys = _split(dropout_key, 3)
-        x, before = self._blocks(self.before, x, state.before, keys[0])
+        before_keys = _split(keys[0], len(self.before))
+        x, before = self._blocks(call, self.before, x, state.before, before_keys)
         if self.is_innermost:
             return x, SkipBlockState(before)
 
@@ -201,7 +202,8 @@ class SkipBlock(nnx.Module):
             up = jnp.concatenate([up, y], axis=1)
         x = x + up[:, :time]
 
-        x, after = self._blocks(self.after, x, state.after, keys[2])
+        after_keys = _split(keys[2], len(self.after))
+        x, after = self._blocks(call, self.after, x, state.after, after_keys)
         group = jnp.pad(rest, ((0, 0), (0, self.factor - 1 - phase), (0, 0)))
         up = up[:, num_groups * self.factor :]
         phase = jnp.array(phase, jnp.int32)
@@ -211,7 +213,7 @@ class SkipBlock(nnx.Module):
         self, x: Float[Array, "batch width"], state: SkipBlockState
     ) -> tuple[Float[Array, "batch width"], SkipBlockState]:
         """The next position, and the state after it."""
-        x, before = self._step_blocks(self.before, x, state.before)
+        x, before = self._blocks(ResBlock.step, self.before, x, state.before)
         if self.is_innermost:
             return x, SkipBlockState(before)
 
@@ -227,28 +229,17 @@ class SkipBlock(nnx.Module):
         carried = (state.group, state.up, state.nested)
         is_last = state.phase == self.factor - 1
         up, (group, *rest) = jax.lax.cond(is_last, last_of_group, other, *carried)
-        x, after = self._step_blocks(self.after, x + up, state.after)
+        x, after = self._blocks(ResBlock.step, self.after, x + up, state.after)
         phase = (state.phase + 1) % self.factor
         return x, SkipBlockState(before, phase, group, *rest, after)
 
-    def _blocks(self, blocks: Sequence[ResBlock], x, states, dropout_key):
-        call = _remat if self.remat else ResBlock.__call__
-        keys = _split(dropout_key, len(blocks))
+    def _blocks(self, call: Callable, blocks: Sequence[ResBlock], x, states, *others):
+        """Calls each block with `x`, its state, and its part of the others."""
         new_states, start = [], x
-        for block, state, key in zip(blocks, states, keys, strict=True):
-            x, state = call(block, x, state, key)
+        for block, *inputs in zip(blocks, states, *others, strict=True):
+            x, state = call(block, x, *inputs)
             new_states.append(state)
-        return self._around(start, x, blocks), tuple(new_states)
-
-    def _step_blocks(self, blocks: Sequence[ResBlock], x, states):
-        new_states, start = [], x
-        for block, state in zip(blocks, states, strict=True):
-            x, state = block.step(x, state)
-            new_states.append(state)
-        return self._around(start, x, blocks), tuple(new_states)
-
-    def _around(self, start, x, blocks: Sequence[ResBlock]):
-        return start + x if self.is_sashimi and len(blocks) else x
+        return start + x if self.is_sashimi and new_states else x, tuple(new_states)
 
 
 class Poolformer(nnx.Module):
@@ -348,7 +339,7 @@ class Poolformer(nnx.Module):
             previous_tokens = from_left(tokens[:, -1], previous_tokens, axis)
         shifted = jnp.concatenate([previous_tokens[:, None], tokens[:, :-1]], axis=1)
         x, state = self.body(self.embedding(shifted), state, dropout_key)
-        return self._logits(x), state
+        return self.head(self.head_norm(x)), state
 
     def step(
         self, state: SkipBlockState, previous_tokens: Int[Array, "batch"]
@@ -363,25 +354,7 @@ class Poolformer(nnx.Module):
             float32 logits of the next tokens, and the state.
         """
         x, state = self.body.step(self.embedding(previous_tokens), state)
-        return self._logits(x), state
-
-    def _logits(self, x):
-        return self.head(self.head_norm(x))
-
-
-def _layer_type(name: str, config: PoolformerConfig) -> type[Layer]:
-    if name not in LAYERS:
-        raise UserError(
-            f"Unknown mixer {name!r}; known: {', '.join(sorted(LAYERS))}. One of your own must be "
-            "added to pf_jax.layers.LAYERS first: import the file that does it, or give the "
-            "command --import=FILE.py."
-        )
-    if config.sequence_axis and not getattr(LAYERS[name], "splits_sequences", False):
-        raise UserError(
-            f"The mixer {name!r} takes whole sequences only: they cannot be split over devices. "
-            "One that uses config.sequence_axis says splits_sequences = True."
-        )
-    return LAYERS[name]
+        return self.head(self.head_norm(x)), state
 
 
 def _check_between_groups(state: SkipBlockState) -> None:

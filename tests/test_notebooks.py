@@ -90,13 +90,13 @@ def test_poolformer_from_scratch(home):
     text, sounds, pictures = run("poolformer_from_scratch", home)
     for checked in (
         "the scan, the loop and pf_jax agree",
-        "our RG-LRU and that of pf_jax agree",
-        "the future is dark, and all of the past is seen",
+        "our CG-LRU and that of pf_jax agree",
+        "no output depends on a later input, and each on all before it",
         "step by step and in parallel: the same",
     ):
         assert checked in text
     losses = [float(bits) for bits in re.findall(r"^step \d+: ([\d.]+) bits", text, re.M)]
-    assert losses[-1] < losses[0] < 8
+    assert losses[-1] < losses[0] < 9
     assert (sounds, pictures) == (2, 3), "the music and the model; a wave, a triangle, a curve"
 
 

@@ -1,7 +1,7 @@
-"""Spoken digits, one second each: what SaShiMi and Mamba are compared on.
+"""Spoken digits, one second each: the run of the published Poolformer, to the last number.
 
 Needs: Speech Commands 0.02 (2.4 GB, downloaded by itself) and one GPU or TPU.
-Takes: float32 memory for 16 windows of a second.
+Takes: each ResBlock is computed again in the backward pass, so that the batch fits.
 """
 
 from pf_jax.config import PoolformerConfig
@@ -10,27 +10,42 @@ from pf_jax.training.config import OptimizerConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
-    """A model of 5.8 million parameters, as SaShiMi's; Mamba's has 6.1.
+    """A model of 7.3 million parameters; SaShiMi's has 5.8, Mamba's 6.1.
 
-    Its pools let two CPU cores sample it in real time. Pools of (4, 4) with depths of (4, 4, 6)
-    learn more in a step, but take twice as long for it, and sample at half the speed.
+    What is not given here is the default of `PoolformerConfig`, and as published, too: CG-LRU of
+    256 hidden channels, GeGLU, LayerNorm, pools channel by channel, a fixed sinusoidal embedding.
+    The steps are 500 epochs. Only the moving average of the weights differs at its start: in the
+    first 9,000 steps it forgets faster.
     """
     return TrainConfig(
         model=PoolformerConfig(
-            widths=(64, 128, 256),
-            depths=(2, 3, 7),
-            pool_factors=(8, 4),
+            widths=(128,) * 5,
+            depths=(4,) * 5,
+            pool_factors=(2, 4, 4, 5),
+            num_heads=32,
+            dropout=0.2,
+            remat=True,
         ),
         data=DataConfig(
             name="sc09",
             window=16_000,
+            quantization="sashimi_mu_law",
             normalization="recording",
             num_threads=8,
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=1_000),
-        batch_size=16,
-        num_steps=500_000,
-        ema_decay=0.9995,
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3,
+            schedule="constant",
+            warmup_steps=1_000,
+            weight_decay=1e-4,
+            weight_decay_on="all",
+            clip_norm=200.0,
+            skip_norm=1_000.0,
+            b2=0.999,
+        ),
+        batch_size=32,
+        num_steps=487_000,
+        ema_decay=0.999,
         log_every=100,
         eval_every=5_000,
         checkpoint_every=2_500,

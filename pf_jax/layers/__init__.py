@@ -5,7 +5,7 @@ from pf_jax.layers.convolution import CausalConvolution, Convolution, DepthwiseC
 from pf_jax.layers.embedding import Embedding
 from pf_jax.layers.gru import GRU, GRURecurrence
 from pf_jax.layers.initialization import residual_output
-from pf_jax.layers.layer import LAYERS, Layer, LayerState, own_layers
+from pf_jax.layers.layer import LAYERS, Layer, LayerState, find_layer, own_layers
 from pf_jax.layers.linear import BlockDiagonalLinear
 from pf_jax.layers.mamba import Mamba, MambaState
 from pf_jax.layers.mlp import GatedMLP, PlainMLP
@@ -48,6 +48,7 @@ __all__ = [
     "RecurrenceState",
     "S4DState",
     "UpPool",
+    "find_layer",
     "make_norm",
     "own_layers",
     "residual_output",

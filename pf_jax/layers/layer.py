@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pf_jax.config import PoolformerConfig
+from pf_jax.errors import UserError
 from pf_jax.layers.attention import Attention
 from pf_jax.layers.convolution import Convolution, DepthwiseConvolution
 from pf_jax.layers.gru import GRURecurrence
@@ -70,6 +71,26 @@ LAYERS: dict[str, type[Layer]] = {
     "s4d": S4D,
 }
 """The layers that a config can name; add your own class here."""
+
+
+def find_layer(name: str, config: PoolformerConfig) -> type[Layer]:
+    """The layer of a name.
+
+    Raises:
+        UserError: There is none, or it cannot do what `config.sequence_axis` asks for.
+    """
+    if name not in LAYERS:
+        raise UserError(
+            f"Unknown layer {name!r}; known: {', '.join(sorted(LAYERS))}. One of your own must be "
+            "added to pf_jax.layers.LAYERS first: import the file that does it, or give the "
+            "command --import=FILE.py."
+        )
+    if config.sequence_axis and not getattr(LAYERS[name], "splits_sequences", False):
+        raise UserError(
+            f"The layer {name!r} takes whole sequences only: they cannot be split over devices. "
+            "One that uses config.sequence_axis says splits_sequences = True."
+        )
+    return LAYERS[name]
 
 
 def own_layers(config: PoolformerConfig) -> list[str]:

@@ -37,14 +37,13 @@ class RGLRU(nnx.Module):
     """
 
     coefficients: ClassVar[Coefficients] = gates.RGLRU
-    parts: ClassVar[int] = 1
 
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
-        """Makes the cell; `config.num_heads` must divide its `width / parts` channels."""
+        """Makes the cell; `config.num_heads` must divide its real or complex channels."""
         self.width = width
         self.recurrence = config.recurrence
         self.sequence_axis = config.sequence_axis
-        channels = width // self.parts
+        channels = width // self.coefficients.parts
         gate = {"out_width": channels, "dtype": config.dtype, "rngs": rngs}
         self.recurrence_gate = BlockDiagonalLinear(width, config.num_heads, **gate)
         self.input_gate = BlockDiagonalLinear(width, config.num_heads, **gate)
@@ -107,7 +106,6 @@ class CGLRU(RGLRU):
     """
 
     coefficients: ClassVar[Coefficients] = gates.CGLRU
-    parts: ClassVar[int] = 2
 
     def __init__(self, width: int, config: PoolformerConfig, *, rngs: nnx.Rngs):
         """Makes the cell."""

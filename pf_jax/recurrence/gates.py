@@ -16,31 +16,35 @@ MAX_SLOPE = 200.0
 
 
 @jax.custom_jvp
-def sqrt_one_minus_exp(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`sqrt(1 - exp(x))` for `x <= 0`, exact near 0.
+def input_scale(
+    log_modulus: Float[Array, "*shape"], modulus: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """`sqrt(1 - |a|^2)` of `log |a|` and `|a|`, exact also near `|a| = 1`.
 
-    With `x = 2 log |a|` it is `sqrt(1 - |a|^2)` without the cancellation of `1 - |a|^2` near
-    `|a| = 1`, where the derivative of the root is unbounded; here it is at most `MAX_SLOPE`.
+    There `1 - |a|^2` would cancel, and the derivative of the root is unbounded; with respect to
+    `2 log |a|` it is here at most `MAX_SLOPE`.
     """
     # Kernels have no expm1: near 0 as many terms of its series as float32 resolves.
-    series = 1.0
+    x, series = 2.0 * log_modulus, 1.0
     for n in range(7, 1, -1):
         series = 1.0 + x * (1.0 / n) * series
-    return jnp.sqrt(jax.lax.select(x > -0.3, -x * series, 1.0 - jnp.exp(x)))
+    return jnp.sqrt(jax.lax.select(x > -0.3, -x * series, 1.0 - modulus * modulus))
 
 
-@sqrt_one_minus_exp.defjvp
-def _sqrt_one_minus_exp_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    y = sqrt_one_minus_exp(x)
-    return y, -0.5 * jnp.exp(x) / jnp.maximum(y, 0.5 / MAX_SLOPE) * dx
+@input_scale.defjvp
+def _input_scale_jvp(primals, tangents):
+    # The tangent of the modulus follows from that of its logarithm.
+    log_modulus, modulus = primals
+    y = input_scale(log_modulus, modulus)
+    return y, -(modulus * modulus) / jnp.maximum(y, 0.5 / MAX_SLOPE) * tangents[0]
 
 
 @jax.custom_jvp
-def cos_sin(angle: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+@jax.jit  # In a loop on a CPU, XLA would compute it again for each of its uses.
+def cos_sin(angle: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """Cosine and sine of an angle in radians, to 2e-7 for angles up to 10,000.
 
-    Of operations that every kernel has and every compiler vectorizes, unlike those of JAX.
+    Made of operations that every kernel has and every compiler vectorizes, unlike those of JAX.
     """
     half_turns = _round(angle * (1.0 / math.pi))
     x = angle
@@ -78,14 +82,6 @@ def _cos_sin_jvp(primals, tangents):
     return (cos, sin), (-sin * tangent, cos * tangent)
 
 
-def decay_scale_input(gates, log_decay):
-    """`log |a_t|`, `r_t`, `sqrt(1 - |a_t|^2)` and `i_t` of real gates before their sigmoids."""
-    recurrence_gate, input_gate = gates
-    r = jax.nn.sigmoid(recurrence_gate)
-    log_a = log_decay * r
-    return log_a, r, sqrt_one_minus_exp(2.0 * log_a), jax.nn.sigmoid(input_gate)
-
-
 def real(inputs, channel):
     """`a_t = exp(log_decay r_t)`, `b_t = sqrt(1 - a_t^2) i_t u_t`.
 
@@ -93,9 +89,11 @@ def real(inputs, channel):
         inputs: The gates before their sigmoids, and `u`.
         channel: `log_decay = -8 softplus(L)`.
     """
-    *gates, u = inputs
-    log_a, _, scale, i = decay_scale_input(gates, *channel)
-    return jnp.exp(log_a), scale * i * u
+    r_gate, i_gate, u = inputs
+    (log_decay,) = channel
+    log_a = log_decay * jax.nn.sigmoid(r_gate)
+    a = jnp.exp(log_a)
+    return a, input_scale(log_a, a) * jax.nn.sigmoid(i_gate) * u
 
 
 def complex_(inputs, channel):
@@ -108,11 +106,12 @@ def complex_(inputs, channel):
     Returns:
         `a` and `b`, pairs of real and imaginary parts.
     """
-    *gates, (real, imaginary) = inputs
+    r_gate, i_gate, (u_real, u_imaginary) = inputs
     log_decay, theta = channel
-    log_a, r, scale, i = decay_scale_input(gates, log_decay)
-    a, (cos, sin), scale = jnp.exp(log_a), cos_sin(theta * r), scale * i
-    return (a * cos, a * sin), (scale * real, scale * imaginary)
+    r = jax.nn.sigmoid(r_gate)
+    modulus, scale = real((r_gate, i_gate, 1.0), (log_decay,))
+    cos, sin = cos_sin(theta * r)
+    return (modulus * cos, modulus * sin), (scale * u_real, scale * u_imaginary)
 
 
 RGLRU = Coefficients(real)

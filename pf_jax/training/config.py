@@ -12,6 +12,8 @@ from pf_jax.data.config import DataConfig
 from pf_jax.errors import UserError
 from pf_jax.training.schedules import SCHEDULES
 
+WEIGHT_DECAY_ON = ("kernels", "all")
+
 SEQUENCE_AXIS = "sequence"
 """The name of the axis of those devices that share sequences."""
 
@@ -26,8 +28,12 @@ class OptimizerConfig:
             "linear", "constant", "wsd" (stable, then linear decay) or "inverse_sqrt".
         warmup_steps: Steps over which the learning rate rises from 0.
         final_fraction: The last learning rate as a fraction of the highest.
-        weight_decay: Decoupled weight decay of matrices (vectors are left alone).
+        weight_decay: Decoupled weight decay, in units of the learning rate.
+        weight_decay_on: What decays: "kernels", those of linear maps, convolutions and pools, or
+            "all" parameters, norms, biases and the decays of recurrences included.
         clip_norm: Gradients with a larger global norm are scaled down to it.
+        skip_norm: A step whose gradient has a larger global norm, before clipping, is skipped; 0
+            for no such limit. One whose gradient is not finite is always skipped.
         b1: Decay of AdamW's first moment.
         b2: Decay of AdamW's second moment.
     """
@@ -37,7 +43,9 @@ class OptimizerConfig:
     warmup_steps: int = 500
     final_fraction: float = 0.02
     weight_decay: float = 0.02
+    weight_decay_on: str = "kernels"
     clip_norm: float = 1.0
+    skip_norm: float = 0.0
     b1: float = 0.9
     b2: float = 0.98
 
@@ -55,9 +63,15 @@ class OptimizerConfig:
             final_fraction="[0, 1]",
             weight_decay="[0, inf)",
             clip_norm="(0, inf)",
+            skip_norm="[0, inf)",
             b1="[0, 1)",
             b2="[0, 1)",
         )
+        if self.weight_decay_on not in WEIGHT_DECAY_ON:
+            raise UserError(
+                f"weight_decay_on must be {' or '.join(WEIGHT_DECAY_ON)}, got "
+                f"{self.weight_decay_on!r}."
+            )
         if self.schedule not in SCHEDULES:
             raise UserError(
                 f"Unknown schedule {self.schedule!r}{fields.did_you_mean(self.schedule, SCHEDULES)}"
@@ -80,8 +94,9 @@ class TrainConfig:
         sequence_devices: Devices of one host that share each window, where one does not have the
             memory for it; the result is the same.
         num_steps: Steps of the whole run.
-        max_skipped: Training ends with an error after so many steps in a row whose loss or gradient
-            was not finite. Each of them is skipped: it changes no weight.
+        max_skipped: Training ends with an error after so many skipped steps in a row: those whose
+            loss or gradient is not finite, or whose gradient is above `optimizer.skip_norm`. A
+            skipped step changes no weight.
         patience: Training ends early after so many evaluations in a row without a new lowest
             validation loss; 0 for never.
         ema_decay: Decay of the moving average of the weights, which evaluation and sampling use.

@@ -62,6 +62,7 @@ def parallel_train_step(
         optimizer=optimizer,
         schedule=schedule,
         ema_decay=config.ema_decay,
+        skip_norm=config.optimizer.skip_norm,
         accumulation_steps=config.accumulation_steps,
     )
     return _over_devices(step, config, devices, donate_argnums=(0,))

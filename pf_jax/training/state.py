@@ -35,7 +35,8 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: The number of steps taken, those that were skipped included.
-        skipped: The number of steps that were skipped, since their loss or gradient was not finite.
+        skipped: The number of steps that were skipped, since their loss or gradient was not finite
+            or their gradient too large.
         skipped_in_a_row: Of these, those since the last step that was not skipped.
         key: The random key of the run, as raw bits; each step folds its number in.
         params: The weights.
@@ -97,8 +98,8 @@ def init_train_state(
 def make_optimizer(config: Run) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW behind clipping by global norm, and its learning rate as a function of the step.
 
-    Only the kernels of linear maps and convolutions decay; norms, biases, the decays of the
-    recurrence and the start vector are left alone. Warm-up takes at most half of a short run.
+    Warm-up takes at most half of a short run. Skipping steps is the step's task
+    (`pf_jax.training.step.train_step`).
     """
     c = config.optimizer
     schedule = make_schedule(
@@ -108,12 +109,13 @@ def make_optimizer(config: Run) -> tuple[optax.GradientTransformation, optax.Sch
         num_steps=config.num_steps,
         final_fraction=c.final_fraction,
     )
+    mask = None if c.weight_decay_on == "all" else _is_kernel
     optimizer = optax.chain(
         optax.clip_by_global_norm(c.clip_norm),
-        optax.adamw(schedule, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=_decays),
+        optax.adamw(schedule, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=mask),
     )
     return optimizer, schedule
 
 
-def _decays(params: Params) -> Params:
+def _is_kernel(params: Params) -> Params:
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -54,6 +54,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     ema_decay: float,
+    skip_norm: float = 0.0,
     accumulation_steps: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step on one device's share of the batch; all devices end with the same state.
@@ -64,7 +65,8 @@ def train_step(
     exchanged, never means, so that neither the number of devices nor that of parts changes anything
     but rounding (and the masks of dropout, where there is any).
 
-    A step whose loss or gradient is not finite is skipped: it counts, and changes nothing else.
+    A step whose loss or gradient is not finite, or whose gradient's norm is above `skip_norm`, is
+    skipped: it counts, and changes nothing else.
 
     Args:
         state: The state before the step.
@@ -74,6 +76,7 @@ def train_step(
         optimizer: The optimizer.
         schedule: Its learning rate as a function of its steps; only to tell of.
         ema_decay: Decay of the moving average of the weights.
+        skip_norm: As of `OptimizerConfig`; 0 for no limit.
         accumulation_steps: Parts that the share is taken in, one after the other.
 
     Returns:
@@ -102,7 +105,9 @@ def train_step(
         # A step that was skipped did not move along the schedule.
         "learning_rate": jnp.asarray(schedule(state.step - state.skipped), jnp.float32),
     }
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+    is_taken = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+    if skip_norm:
+        is_taken &= metrics["gradient_norm"] <= skip_norm
 
     updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -110,14 +115,14 @@ def train_step(
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
     params, ema_params, opt_state = jax.tree.map(
-        functools.partial(jnp.where, finite),
+        functools.partial(jnp.where, is_taken),
         (params, ema_params, opt_state),
         (state.params, state.ema_params, state.optimizer),
     )
     state = TrainState(
         step=state.step + 1,
-        skipped=state.skipped + ~finite,
-        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        skipped=state.skipped + ~is_taken,
+        skipped_in_a_row=jnp.where(is_taken, 0, state.skipped_in_a_row + 1),
         key=state.key,
         params=params,
         ema_params=ema_params,

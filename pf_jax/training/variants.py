@@ -212,6 +212,21 @@ def _of_mixer(mixer: str, **values: Any) -> _Change:
     return change
 
 
+def _published(model: PoolformerConfig) -> PoolformerConfig:
+    """The published shape: five levels of one width, four blocks on each side."""
+    return PoolformerConfig(
+        widths=(48,) * 5,
+        depths=(4,) * 5,
+        pool_factors=(2, 4, 4, 5),
+        num_heads=12,
+        vocab_size=model.vocab_size,
+        dropout=model.dropout,
+        dtype=model.dtype,
+        remat=model.remat,
+        recurrence=model.recurrence,
+    )
+
+
 def _backwards_pools(model: PoolformerConfig) -> PoolformerConfig:
     """The same pools in reverse order: where the sequence is shortened first."""
     return dataclasses.replace(model, pool_factors=model.pool_factors[::-1])
@@ -244,6 +259,7 @@ def _backbone(mixer: str, **values: Any) -> _Change:
 
 VARIANTS: Mapping[str, _Change] = {
     "poolformer": _with(),
+    "published": _published,
     "sashimi": _backbone("s4d", norm="layer", norm_epsilon=1e-5, mlp="plain_mlp"),
     "mamba": _backbone("mamba", norm="rms", mlp="none", state_size=16, conv_width=4),
     "attention": _of_mixer("attention"),
@@ -277,6 +293,7 @@ VARIANTS: Mapping[str, _Change] = {
 """What each named variant changes in a config's model.
 
 * `poolformer`: nothing.
+* `published`: the published shape, whatever the config's own.
 * `sashimi`: SaShiMi's backbone (arXiv 2202.09729, figure 2) of S4D layers: LayerNorm, plain MLPs,
   and all blocks of a level after the nested ones.
 * `mamba`: the same backbone of Mamba blocks (arXiv 2312.00752, section 4.4), without MLPs.

@@ -48,7 +48,7 @@ class Watch:
             Whether a process was asked to stop when it began.
 
         Raises:
-            UserError: Too many steps in a row had a loss or gradient that was not finite.
+            UserError: Too many steps in a row were skipped.
         """
         if self._last is None:
             return False

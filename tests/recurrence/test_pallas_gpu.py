@@ -10,15 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pf_jax.recurrence.gates import CGLRU, RGLRU
 from pf_jax.recurrence import gpu_programs, pallas_gpu
 from pf_jax.recurrence.coefficients import PLAIN, Coefficients
+from pf_jax.recurrence.gates import CGLRU, RGLRU
 from tests.recurrence.definition import (
     assert_close,
     double,
     loop,
     loop_gradients,
     random_problem,
+)
+from tests.recurrence.gated import (
+    COEFFICIENTS,
+    assert_equal,
+    everything,
+    expected,
+    interpreted,
+    problem,
 )
 
 DECAYS = ("any", "slow", "near one", "zeros and ones")
@@ -31,27 +39,6 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(gpu_programs, "_MIN_CHUNK", 10)
     monkeypatch.setattr(gpu_programs, "_FULL", 8)
     monkeypatch.setattr(gpu_programs, "_MIN_PROGRAMS", 5)
-
-
-def everything(coefficients, inputs, channel, h0, dh, dlast, **options):
-    """What the four functions give, by name."""
-    kept = tuple(None if n in coefficients.linear_inputs else x for n, x in enumerate(inputs))
-    h, last = pallas_gpu.forward(coefficients, inputs, channel, h0, inputs[-1].dtype, **options)
-    gradients = pallas_gpu.gradient(coefficients, kept, channel, h0, h, dh, dlast, **options)
-    return {
-        "h": h,
-        "last": last,
-        "gradients": gradients,
-        "carry": pallas_gpu.carry(coefficients, inputs, channel, **options),
-        "adjoint_carry": pallas_gpu.adjoint_carry(coefficients, kept, channel, dh, **options),
-    }
-
-
-interpreted = jax.jit(
-    functools.partial(everything, interpret=True),
-    static_argnums=0,
-    compiler_options={"xla_backend_optimization_level": 0},  # Compiling takes all the time.
-)
 
 
 def defined(coefficients, inputs, channel, h0, dh, dlast):
@@ -79,14 +66,14 @@ def assert_plain_equals_the_definition(seed, batch, time, width, dtype):
     decays = [DECAYS[c % 4] for c in range(width)]
     a, b, h0, dh = random_problem(seed, batch, time, decays, dtype)
     h0 = h0.astype(jnp.float32)
-    problem = (a, b), (), h0, dh, 1.5 * h0
-    actual, expected = interpreted(PLAIN, *problem), defined(PLAIN, *problem)
-    magnitude = defined(PLAIN, *jax.tree.map(jnp.abs, problem))
+    arguments = (a, b), (), h0, dh, 1.5 * h0
+    actual, wanted = interpreted(pallas_gpu, PLAIN, *arguments), defined(PLAIN, *arguments)
+    magnitude = defined(PLAIN, *jax.tree.map(jnp.abs, arguments))
     assert actual["h"].dtype == dtype
     # Of the states, and of the gradients of arrays, what is rounded to their types and how often.
     rounded = {"['h']": 1, "['gradients'][0][0]": 2, "['gradients'][0][1]": 1}
     for (path, x), y, z in zip(
-        jax.tree.leaves_with_path(actual), *map(jax.tree.leaves, (expected, magnitude)), strict=True
+        jax.tree.leaves_with_path(actual), *map(jax.tree.leaves, (wanted, magnitude)), strict=True
     ):
         times = rounded.get(jax.tree_util.keystr(path), 0)
         relative = 0.0 if dtype == jnp.float32 else times * 2.0**-8
@@ -114,53 +101,37 @@ def test_plain_recurrence_equals_the_loop_for_any_shape(seed, batch, time, width
     assert_plain_equals_the_definition(seed, batch, time, width, jnp.float32)
 
 
-def gates_of(seed, shape, dtypes):
-    """Arguments of `everything` for an RG-LRU."""
-    rng = np.random.default_rng(seed)
-    batch, _, width = shape
-    gates = zip(rng.standard_normal((3, *shape)), dtypes, strict=True)
-    inputs = tuple(jnp.asarray(x, dtype) for x, dtype in gates)
-    channel = (jnp.asarray(-rng.uniform(1e-4, 1.0, width), jnp.float32),)
-    h0, dlast = (jnp.asarray(x, jnp.float32) for x in rng.standard_normal((2, batch, width)))
-    return inputs, channel, h0, jnp.asarray(rng.standard_normal(shape), dtypes[-1]), dlast
-
-
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     "dtypes", [(jnp.float32,) * 3, (jnp.float32, jnp.bfloat16, jnp.bfloat16)], ids=["32", "mixed"]
 )
-def test_fused_rglru_equals_the_loop(monkeypatch, dtypes):
+@pytest.mark.parametrize("coefficients", COEFFICIENTS.values(), ids=COEFFICIENTS)
+def test_gated_recurrence_equals_the_loop(monkeypatch, coefficients, dtypes):
     if dtypes[-1] != jnp.float32:
         monkeypatch.setattr(gpu_programs, "_MIN_PROGRAMS", 0)  # One chunk.
-    problem = gates_of(1, (2, 37, 130), dtypes)
-    actual = interpreted(RGLRU, *problem)
-    expected = defined(RGLRU, *problem)
+    arguments = problem(coefficients, 1, (2, 37, 130), dtypes)
+    actual = interpreted(pallas_gpu, coefficients, *arguments)
     assert [x.dtype for x in actual["gradients"][0]] == list(dtypes)
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
     # Gradients are sums over positions whose terms are rounded as the states are.
     tolerance = 2e-5 if dtypes[-1] == jnp.float32 else 2e-2
-    for (path, x), y in zip(
-        jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-    ):
-        x, y = double(x, y)
-        atol = tolerance * np.abs(y).max()
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=atol, err_msg=str(path))
+    assert_equal(actual, expected(coefficients, *arguments), tolerance)
 
 
 # Blocks of 1 and of 2 channels a thread, of fewer channels than threads, of one; chunks and none.
 @pytest.mark.parametrize("shape", [(300, 100, 512), (2, 1000, 301), (1, 9, 5), (1, 1, 1)])
-@pytest.mark.parametrize("coefficients", [PLAIN, RGLRU], ids=["plain", "rglru"])
+@pytest.mark.parametrize("coefficients", [PLAIN, RGLRU, CGLRU], ids=["plain", "rglru", "cglru"])
 def test_lowers_for_a_gpu(coefficients, shape):
-    dtypes, channel = (jnp.float32, jnp.bfloat16), ()
-    row = jax.ShapeDtypeStruct((shape[0], shape[2]), jnp.float32)
-    if coefficients is RGLRU:
-        dtypes, channel = (*dtypes, jnp.bfloat16), (jax.ShapeDtypeStruct(shape[2:], jnp.float32),)
-    inputs = tuple(jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes)
+    of = RGLRU if coefficients is PLAIN else coefficients
+    dtypes = jnp.float32, jnp.bfloat16, jnp.bfloat16
+    make = functools.partial(problem, of, 0, shape, dtypes)
+    inputs, channel, *others = jax.eval_shape(make)
+    if coefficients is PLAIN:
+        inputs, channel = inputs[:2], ()
     exported = jax.export.export(
-        jax.jit(functools.partial(everything, coefficients)),
+        jax.jit(functools.partial(everything, pallas_gpu, coefficients)),
         platforms=["cuda"],
         disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")],
-    )(inputs, channel, row, inputs[-1], row)
+    )(inputs, channel, *others)
     # With chunks, the two functions with states take two more kernels each, and the others one.
     kernels = 10 if gpu_programs.plan(*shape, 4).num_chunks > 1 else 4
     assert exported.mlir_module().count("@mosaic_gpu_v2") == kernels
@@ -191,7 +162,10 @@ def test_coefficients_may_have_a_slope_of_their_own(monkeypatch):
     h0, dlast = jnp.ones((1, 6)), jnp.ones((1, 6))
     problem = inputs, channel, h0, inputs[0], dlast
     coefficients = Coefficients(root_decay)
-    actual, expected = interpreted(coefficients, *problem), defined(coefficients, *problem)
+    actual, expected = (
+        interpreted(pallas_gpu, coefficients, *problem),
+        defined(coefficients, *problem),
+    )
     for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 

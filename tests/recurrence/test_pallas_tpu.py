@@ -9,15 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pf_jax.recurrence.gates import CGLRU, RGLRU
 from pf_jax.recurrence import pallas_tpu, tpu_blocks
 from pf_jax.recurrence.coefficients import PLAIN
+from pf_jax.recurrence.gates import CGLRU, RGLRU
 from tests.recurrence.definition import (
     assert_close,
     double,
     loop,
     loop_gradients,
     random_problem,
+)
+from tests.recurrence.gated import (
+    COEFFICIENTS,
+    assert_equal,
+    everything,
+    expected,
+    interpreted,
+    problem,
 )
 
 DECAYS = ("any", "slow", "near one", "zeros and ones")
@@ -32,27 +40,6 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(tpu_blocks, "_UNROLL", 1)
     monkeypatch.setattr(tpu_blocks, "_MAX_TIME", 128)
     monkeypatch.setattr(tpu_blocks, "_MAX_WIDTH", 128)
-
-
-def everything(coefficients, inputs, channel, h0, dh, dlast, **options):
-    """What the four functions give, by name."""
-    kept = tuple(None if n in coefficients.linear_inputs else x for n, x in enumerate(inputs))
-    h, last = pallas_tpu.forward(coefficients, inputs, channel, h0, inputs[0].dtype, **options)
-    gradients = pallas_tpu.gradient(coefficients, kept, channel, h0, h, dh, dlast, **options)
-    return {
-        "h": h,
-        "last": last,
-        "gradients": gradients,
-        "carry": pallas_tpu.carry(coefficients, inputs, channel, **options),
-        "adjoint_carry": pallas_tpu.adjoint_carry(coefficients, kept, channel, dh, **options),
-    }
-
-
-interpreted = jax.jit(
-    functools.partial(everything, interpret=True),
-    static_argnums=0,
-    compiler_options={"xla_backend_optimization_level": 0},  # Compiling takes all the time.
-)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -78,7 +65,7 @@ def assert_equals_the_loop(seed, batch, time, decays, dtype):
     relative = 0.0 if dtype == jnp.float32 else 2.0**-8
     a, b, h0, dh = random_problem(seed, batch, time, decays, dtype)
     h0, dlast = h0.astype(jnp.float32), (1.5 * h0).astype(jnp.float32)
-    actual = interpreted(PLAIN, (a, b), (), h0, dh, dlast)
+    actual = interpreted(pallas_tpu, PLAIN, (a, b), (), h0, dh, dlast)
     exact, magnitudes = double(a, b, h0), [np.abs(x) for x in double(a, b, h0)]
     h, magnitude = loop(*exact), loop(*magnitudes)
     assert actual["h"].dtype == dtype
@@ -106,77 +93,39 @@ def assert_equals_the_loop(seed, batch, time, decays, dtype):
     assert_close(last, loop(*exact[:2], nothing)[:, -1], loop(*magnitudes[:2], nothing)[:, -1])
 
 
-def gates_of(seed, shape, dtype):
-    """Arguments of `everything` for an RG-LRU."""
-    rng = np.random.default_rng(seed)
-    batch, _, width = shape
-    inputs = tuple(jnp.asarray(x, dtype) for x in rng.standard_normal((3, *shape)))
-    channel = (jnp.asarray(-rng.uniform(1e-4, 1.0, width), jnp.float32),)
-    rows = [jnp.asarray(x, jnp.float32) for x in rng.standard_normal((2, batch, width))]
-    dh = jnp.asarray(rng.standard_normal(shape), dtype)
-    return inputs, channel, rows[0], dh, rows[1]
-
-
-@jax.jit
-def derived(arguments, dh, dlast):
-    """What JAX makes of a scan over time that it differentiates itself."""
-
-    def run(inputs, channel, h0):
-        a, b = (jnp.moveaxis(x, 1, 0) for x in RGLRU(inputs, channel))
-
-        def step(h, coefficients):
-            h = coefficients[0] * h + coefficients[1]
-            return h, h
-
-        last, h = jax.lax.scan(step, h0, (a, b))
-        return jnp.moveaxis(h, 0, 1), last, jnp.prod(a, axis=0)
-
-    inputs, channel, h0 = arguments
-    (h, last, decay), pull_back = jax.vjp(run, *arguments)
-    gradients = pull_back((dh, dlast, jnp.zeros_like(decay)))
-    adjoint = pull_back((dh, jnp.zeros_like(last), jnp.zeros_like(decay)))[2]
-    carried = run(inputs, channel, jnp.zeros_like(h0))[1]
-    return (h, last, decay), gradients, adjoint, carried
-
-
+# Channels along lanes and along sublanes; of complex numbers, one block and several.
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 150, 130), (1, 300, 40)])
-def test_fused_rglru_equals_what_jax_derives_in_float64(shape, dtype):
-    inputs, channel, h0, dh, dlast = gates_of(1, shape, dtype)
-    actual = interpreted(RGLRU, inputs, channel, h0, dh, dlast)
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(double(x)[0]), (inputs, channel, h0))
-        dh, dlast = (jnp.asarray(double(x)[0]) for x in (dh, dlast))
-        (h, last, decay), gradients, adjoint, carried = derived(wide, dh, dlast)
-    expected = {
-        "h": h,
-        "last": last,
-        "gradients": gradients,
-        "carry": (decay, carried),
-        "adjoint_carry": adjoint,
-    }
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("rglru", (1, 150, 130)),
+        ("rglru", (1, 300, 40)),
+        ("cglru", (2, 150, 128)),
+        ("cglru", (1, 300, 20)),
+        ("cglru", (1, 7, 130)),
+    ],
+)
+def test_gated_recurrence_equals_the_loop(kind, shape, dtype):
+    coefficients = COEFFICIENTS[kind]
+    arguments = problem(coefficients, 1, shape, (dtype,) * 3)
     # Gradients are sums over positions whose terms are rounded as the inputs are.
     tolerance = 2e-5 if dtype == jnp.float32 else 2e-2
-    for (path, x), y in zip(
-        jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-    ):
-        x, y = double(x, y)
-        scale = np.abs(y).max()
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * scale, err_msg=str(path))
+    actual = interpreted(pallas_tpu, coefficients, *arguments)
+    assert_equal(actual, expected(coefficients, *arguments), tolerance)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("coefficients", [PLAIN, RGLRU])
+@pytest.mark.parametrize("coefficients", [PLAIN, RGLRU, CGLRU], ids=["plain", "rglru", "cglru"])
 @pytest.mark.parametrize("shape", [(2, 300, 256), (1, 7, 40), (3, 1000, 600)])
 def test_lowers_for_a_tpu(monkeypatch, coefficients, dtype, shape):
     monkeypatch.undo()  # The blocks as they are.
-    inputs, channel, h0, dh, dlast = gates_of(2, shape, dtype)
+    of = RGLRU if coefficients is PLAIN else coefficients
+    inputs, channel, *others = problem(of, 2, shape, (dtype,) * 3)
     if coefficients is PLAIN:
         inputs, channel = inputs[:2], ()
     exported = jax.export.export(
-        jax.jit(functools.partial(everything, coefficients)),
+        jax.jit(functools.partial(everything, pallas_tpu, coefficients)),
         platforms=["tpu"],
         disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("tpu_custom_call")],
-    )(inputs, channel, h0, dh, dlast)
+    )(inputs, channel, *others)
     assert exported.mlir_module().count("@tpu_custom_call") == 4

@@ -69,7 +69,7 @@ class ClassifierConfig:
         label: What is told apart, a label of the dataset's recordings such as "digit".
         edges: What stands before and after a clip: see `mel_spectrogram`.
         augmentation: How clips are changed at random in training.
-        optimizer: AdamW and its schedule.
+        optimizer: AdamW and its schedule; `skip_norm` has no effect here.
         batch_size: Clips in a step.
         num_steps: Steps of the whole run.
         log_every: Steps between lines in the log.
