@@ -96,6 +96,6 @@ def test_without_its_class_one_is_told_what_to_do(run):
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: Unknown mixer 'moving_average'; known: ")
+    assert done.stderr.startswith("error: Unknown layer 'moving_average'; known: ")
     assert done.stderr.endswith("or give the command --import=FILE.py.\n")
     assert done.stderr.count("\n") == 1

@@ -1,8 +1,8 @@
 """The model against the published code of the paper's author, weight for weight.
 
 The `.npz` files hold parameters (`param:PATH`, all random), tokens, logits, the loss in bits, and
-its gradients (`grad:PATH`) of small models, as the author's code (github.com/daniel-gallo/ssm, state
-of June 2025) computed them on a CPU in float32: such data is made by initializing one of its models
+its gradients (`grad:PATH`) of small models, as the code of the author (daniel-gallo/ssm, state of
+June 2025) computed them on a CPU in float32. Such data is made by initializing one of its models
 at a small size, replacing every parameter with random numbers, and storing what its apply function
 and `jax.grad` return. `_parameters` maps the names there to the names here.
 """
@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from pf_jax import Poolformer, PoolformerConfig
+from pf_jax import PoolformerConfig
 from pf_jax.training.state import abstract_model, merge_model, split_model
 from pf_jax.training.variants import count_parameters
 
@@ -140,8 +139,12 @@ def _parameters(config, arrays, prefix):
             linear(f"{here}['output']", f"{there}/Dense_1")
             here = f"{here}['cell']"
             for number, gate in enumerate(["input_gate", "recurrence_gate"]):
-                values[f"{here}['{gate}']['kernel']"] = take(f"{there}/BlockDiagonalLinear_{number}/W")
-                values[f"{here}['{gate}']['bias']"] = take(f"{there}/BlockDiagonalLinear_{number}/b")
+                values[f"{here}['{gate}']['kernel']"] = take(
+                    f"{there}/BlockDiagonalLinear_{number}/W"
+                )
+                values[f"{here}['{gate}']['bias']"] = take(
+                    f"{there}/BlockDiagonalLinear_{number}/b"
+                )
             values[f"{here}['decay']"] = take(f"{there}/a_real_param")
             if name == "cglru":
                 values[f"{here}['turn']"] = take(f"{there}/a_imag_param")

@@ -170,5 +170,16 @@ def test_cosine_and_sine_are_exact_to_float32_and_have_each_other_as_slopes():
     np.testing.assert_allclose(cos_sin(small)[1], np.sin(small.astype(np.float64)), rtol=2e-7)
 
 
-def test_auto_computes_coefficients_in_the_loop_on_a_cpu():
-    assert choice.best_here() == "cpu_loop"
+def test_a_kernel_that_does_not_compile_for_complex_numbers_falls_back(monkeypatch):
+    def broken(*args):
+        raise NotImplementedError("no such instruction")
+
+    kernel = choice.IMPLEMENTATIONS["pallas_tpu"]._replace(forward=broken, platform="cpu")
+    monkeypatch.setitem(choice.IMPLEMENTATIONS, "pallas_tpu", kernel)
+    monkeypatch.setitem(choice._AUTO, "cpu", ("pallas_tpu", "cpu_loop"))
+    for cached in (choice._warn_once, choice._why_it_fails):
+        cached.cache_clear()
+    jax.clear_caches()
+    with pytest.warns(UserWarning, match=r"'pallas_tpu' does not compile.*no such"):
+        assert_equals_the_loop("auto", CGLRU, problem(CGLRU, 9, (1, 4, 2)))
+    choice._why_it_fails.cache_clear()
