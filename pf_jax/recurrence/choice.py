@@ -15,7 +15,8 @@ from jax.interpreters import batching, mlir
 from pf_jax.errors import UserError
 from pf_jax.recurrence import portable
 from pf_jax.recurrence.associative import associative
-from pf_jax.recurrence.coefficients import PLAIN, Coefficients
+from pf_jax.recurrence.coefficients import Coefficients
+from pf_jax.recurrence.gates import CGLRU, RGLRU
 from pf_jax.recurrence.sequential import sequential
 
 
@@ -163,9 +164,10 @@ def _on_leaves(name: str, *leaves: Any, what: _What, tree: Any, mapped: tuple) -
     return run(*leaves)
 
 
-def _on(platform: str, *leaves: Any, **what: Any) -> list[Any]:
+def _on(platform: str, *leaves: Any, what: _What, **how: Any) -> list[Any]:
     names = _AUTO.get(platform)
-    return _on_leaves(_ELSEWHERE if names is None else _usable(names), *leaves, **what)
+    name = _ELSEWHERE if names is None else _usable(names, what.coefficients.parts)
+    return _on_leaves(name, *leaves, what=what, **how)
 
 
 @functools.partial(jax.jit, static_argnames=("what", "tree", "mapped"))
@@ -195,13 +197,19 @@ for _platform in (None, *_AUTO):
     )
 
 
-def _usable(names: tuple[str, ...]) -> str:
-    """The first of some implementations that is not known to fail on the backend at hand."""
+def _usable(names: tuple[str, ...], parts: int = 1) -> str:
+    """The first of some implementations that is not known to fail on the backend at hand.
+
+    Args:
+        names: Of the implementations.
+        parts: 1 for real recurrences, 2 for complex ones.
+    """
     for name in names:
         platform = IMPLEMENTATIONS[name].platform
-        if platform is None or (reason := _why_it_fails(name, platform == platform_here())) is None:
+        is_at_hand = platform == platform_here()
+        if platform is None or (reason := _why_it_fails(name, is_at_hand, parts)) is None:
             return name
-        if platform == platform_here():
+        if is_at_hand:
             _warn_once(
                 f"The recurrence {name!r} does not compile on {jax.devices()[0].device_kind}, and "
                 f"a slower one takes its place: {reason}"
@@ -210,22 +218,25 @@ def _usable(names: tuple[str, ...]) -> str:
 
 
 @functools.cache
-def _why_it_fails(name: str, is_at_hand: bool) -> str | None:
+def _why_it_fails(name: str, is_at_hand: bool, parts: int) -> str | None:
     """The reason why a kernel cannot be had, if so; at hand, a small case of it is compiled."""
 
     def attempt():
         _module(name)
         if not is_at_hand:
             return
-        x = jax.ShapeDtypeStruct((1, 64, 128), jnp.float32)
-        row = jax.ShapeDtypeStruct((1, 128), jnp.float32)
+        real, state = (jax.ShapeDtypeStruct((1, 64, n * 128), jnp.float32) for n in (1, parts))
+        row = jax.ShapeDtypeStruct((1, parts * 128), jnp.float32)
+        channel = jax.ShapeDtypeStruct((128,), jnp.float32)
+        coefficients = RGLRU if parts == 1 else CGLRU
         kernel = IMPLEMENTATIONS[name]
 
-        def both(a, b, h0, dh):
-            h, last = kernel.forward(PLAIN, (a, b), (), h0, a.dtype)
-            return kernel.gradient(PLAIN, (a, None), (), h0, h, dh, last)
+        def both(inputs, channel, h0, dh):
+            h, last = kernel.forward(coefficients, inputs, channel, h0, dh.dtype)
+            return kernel.gradient(coefficients, inputs, channel, h0, h, dh, last)
 
-        jax.jit(both).lower(x, x, row, x).compile()
+        inputs = real, real, state
+        jax.jit(both).lower(inputs, (channel,) * parts, row, state).compile()
 
     # In a thread of its own, for this one may be in the middle of tracing something.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:

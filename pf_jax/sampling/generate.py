@@ -1,5 +1,6 @@
 """New sequences from a model in one call, or as a stream without end."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -49,7 +50,9 @@ def generate(
         UserError: An argument is out of range.
     """
     check_arguments(num_samples=num_samples, num_steps=num_steps)
-    options = {"chunk_steps": min(1024, num_steps), **options}
+    # One chunk for a short sample: what is known comes first, the start or the rest of a prompt.
+    most_known = math.prod(model.config.pool_factors)
+    options = {"chunk_steps": min(1024, num_steps + most_known), **options}
     sampler = Sampler(model, temperature=temperature, top_p=top_p, **options)
     tokens, done = np.empty((num_samples, num_steps), np.int32), 0
     # Summed in float64: of millions of steps, float32 would lose the likely ones altogether.

@@ -14,7 +14,9 @@ VOID = {"meta", "link", "img", "br", "wbr"}
 
 def config(*, batch_size=4, window=256, **data):
     return TrainConfig(
-        model=PoolformerConfig(widths=(8, 16), depths=(1, 1), pool_factors=(4,), num_heads=2),
+        model=PoolformerConfig(
+            widths=(8, 16), depths=(1, 1), pool_factors=(4,), pool_groups=1, num_heads=2
+        ),
         data=DataConfig(name="demo", window=window, sample_rate=8_000, **data),
         batch_size=batch_size,
         num_steps=20,

@@ -19,7 +19,7 @@ LONG = 16_000
 
 
 def make_config(width=6, **fields):
-    return PoolformerConfig((width,), (1,), num_heads=2, mixer="s4d", **fields)
+    return PoolformerConfig((width,), (1,), mixer="s4d", **fields)
 
 
 def random_layer(width=6, seed=0, **fields):

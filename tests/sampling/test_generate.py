@@ -18,7 +18,7 @@ def model():
     """A tiny model with opinions: its tokens are far from equally likely."""
     config = PoolformerConfig((8, 8), (0, 1), (3,), vocab_size=VOCAB, num_heads=2)
     model = nnx.jit(lambda: Poolformer(config, rngs=nnx.Rngs(1)))()
-    model.head.kernel[...] = 1.5 * model.head.kernel[...]
+    model.head.kernel[...] = 2.5 * model.head.kernel[...]
     return model
 
 
@@ -57,8 +57,8 @@ def test_draws_the_same_whatever_the_chunk(model, expected, chunk_steps):
     )
     np.testing.assert_array_equal(tokens, expected[0])
     np.testing.assert_allclose(likelihoods, expected[1], rtol=1e-5)
-    chunk = -(-chunk_steps // 3) * 3  # The pool factor is 3.
-    assert seen == [*range(chunk, 11, chunk), 11]
+    chunk = max(6, -(-chunk_steps // 3) * 3)  # The pool factor is 3.
+    assert seen == [*range(chunk - 1, 11, chunk), 11]  # The first chunk begins with the start.
 
 
 def test_a_sample_does_not_depend_on_how_many_are_drawn_beside_it(model, expected):
@@ -128,15 +128,17 @@ def softmax(x):
     return np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_two_tokens_in_a_row_are_drawn_from_the_models_joint_distribution(model, temperature):
+@pytest.mark.parametrize(
+    ("prompt", "temperature"), [([1, 4, 2], 1.0), ([4, 2], 2.0), ([3, 1, 4, 2], 2.0)]
+)
+def test_two_tokens_in_a_row_are_drawn_from_the_joint_distribution(model, prompt, temperature):
     tokens, _ = generate(
-        model, KEY, num_samples=20_000, num_steps=2, prompt=[1, 4, 2], temperature=temperature
+        model, KEY, num_samples=20_000, num_steps=2, prompt=prompt, temperature=temperature
     )
     # The last column does not matter to the logits that predict it.
-    whole = np.array([[1, 4, 2, first, 0] for first in range(VOCAB)])
+    whole = np.array([[*prompt, first, 0] for first in range(VOCAB)])
     log_p = np.asarray(log_probabilities(model, whole), np.float64) / temperature
-    p = softmax(log_p[0, 3])[:, None] * softmax(log_p[:, 4])
+    p = softmax(log_p[0, -2])[:, None] * softmax(log_p[:, -1])
     assert p.max() > 3 / VOCAB**2  # Not uniform, or the test would show little.
     assert_drawn_from(VOCAB * tokens[:, 0] + tokens[:, 1], p)
 
@@ -184,13 +186,15 @@ def test_no_more_chunks_are_drawn_than_are_needed(model, monkeypatch):
         return advance(self, position)
 
     monkeypatch.setattr(Sampler, "advance", counted)
-    for num_steps, chunks in ((9, [3] * 3), (10, [3] * 4)):
+    for num_steps, chunks in ((11, [6] * 2), (12, [6] * 3)):
         steps.clear()
-        generate(model, KEY, num_samples=2, num_steps=num_steps, chunk_steps=3)
+        generate(model, KEY, num_samples=2, num_steps=num_steps, chunk_steps=6)
         assert steps == chunks
-    steps.clear()
-    generate(model, KEY, num_samples=2, num_steps=2)
-    assert steps == [3]  # A short sample does not pay for a long chunk.
+    # A short sample does not pay for a long chunk, nor for a second one.
+    for num_steps, prompt, chunk in ((2, None, 6), (6, None, 9), (6, [1, 2], 9)):
+        steps.clear()
+        generate(model, KEY, num_samples=2, num_steps=num_steps, prompt=prompt)
+        assert steps == [chunk]
 
 
 def test_old_keys_work_too(model, expected):

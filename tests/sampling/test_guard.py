@@ -20,16 +20,16 @@ def sampler():
 
 
 def take(chunks, number):
-    """The first so many chunks, put together."""
-    chunks = [next(chunks) for _ in range(number)]
-    tokens = np.concatenate([chunk.tokens for chunk, _ in chunks], axis=1)
-    log_p = np.stack([chunk.log_p for chunk, _ in chunks], axis=1)
-    return tokens, log_p, np.stack([redrawn for _, redrawn in chunks], axis=1)
+    """The first so many chunks, put together, and the bits of each."""
+    chunks, redrawn = zip(*[next(chunks) for _ in range(number)], strict=True)
+    tokens, log_p = (np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True))
+    bits = [-chunk.log_p.mean(axis=1) / np.log(2) for chunk in chunks]
+    return tokens, log_p, np.stack(bits, axis=1), np.stack(redrawn, axis=1)
 
 
 def test_what_is_good_is_left_alone(sampler):
     start = sampler.start(KEY, 6)
-    tokens, _, redrawn = take(guarded_chunks(sampler, start, most_bits=1e3), 5)
+    tokens, _, _, redrawn = take(guarded_chunks(sampler, start, most_bits=1e3), 5)
     plain = sampler.chunks(start)
     np.testing.assert_array_equal(
         tokens, np.concatenate([next(plain).tokens for _ in range(5)], axis=1)
@@ -39,25 +39,23 @@ def test_what_is_good_is_left_alone(sampler):
 
 def test_chunks_that_cost_too_much_are_drawn_again_and_stay_exact(sampler):
     start = sampler.start(KEY, 40, [1, 2, 3, 0])
-    _, log_p, _ = take(guarded_chunks(sampler, start, most_bits=1e3), 5)
-    bits = -log_p.mean(axis=2) / np.log(2)
+    _, _, bits, _ = take(guarded_chunks(sampler, start, most_bits=1e3), 5)
     limit = np.quantile(bits, 0.7)
 
-    tokens, log_p, redrawn = take(guarded_chunks(sampler, start, most_bits=limit), 5)
-    bits = -log_p.mean(axis=2) / np.log(2)
+    tokens, log_p, bits, redrawn = take(guarded_chunks(sampler, start, most_bits=limit), 5)
     assert (bits <= limit).mean() > 0.99  # Eight more attempts at 30 %.
     assert 0.1 < redrawn.mean() < 0.6
     whole = np.concatenate([np.tile([1, 2, 3, 0], (40, 1)), tokens], axis=1)
     expected = scipy.special.log_softmax(parallel(sampler._model, whole), axis=-1)
     expected = np.take_along_axis(expected, whole[..., None], axis=-1)[:, 4:, 0]
-    np.testing.assert_allclose(log_p.reshape(40, -1), expected, atol=1e-5)
+    np.testing.assert_allclose(log_p, expected, atol=1e-5)
 
-    again, _, _ = take(guarded_chunks(sampler, start, most_bits=limit), 5)
+    again, *_ = take(guarded_chunks(sampler, start, most_bits=limit), 5)
     np.testing.assert_array_equal(again, tokens)
 
 
 def test_a_guard_that_nothing_satisfies_gives_up(sampler):
-    _, _, redrawn = take(guarded_chunks(sampler, sampler.start(KEY, 3), most_bits=0.0), 2)
+    *_, redrawn = take(guarded_chunks(sampler, sampler.start(KEY, 3), most_bits=0.0), 2)
     assert redrawn.all()
 
 

@@ -16,11 +16,17 @@ from pf_jax.training.state import split_model
 STEP = 7
 
 
-def make_run(root, mixer="rglru", **changes):
+def make_run(root, mixer="cglru", **changes):
     """A run's directory as training leaves it, with weights that were drawn and not trained."""
     config = TrainConfig(
         model=pf_jax.PoolformerConfig(
-            widths=(4, 8), depths=(1, 2), pool_factors=(4,), num_heads=2, mixer=mixer, state_size=4
+            widths=(4, 8),
+            depths=(1, 2),
+            pool_factors=(4,),
+            pool_groups=1,
+            num_heads=2,
+            mixer=mixer,
+            state_size=4,
         ),
         data=DataConfig(
             name="folder",

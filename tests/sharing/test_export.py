@@ -16,7 +16,7 @@ from flax import nnx
 import pf_jax
 from pf_jax.data import DATASETS
 from pf_jax.errors import UserError
-from pf_jax.layers import MIXERS
+from pf_jax.layers import LAYERS
 from pf_jax.training import checkpoint
 from tests.sharing.runs import STEP, about, assert_same, make_run, weights
 
@@ -49,7 +49,7 @@ def test_safetensors_alone_read_the_average_by_the_names_of_the_card(trained, fo
         for path, leaf in jax.tree.leaves_with_path(state.ema_params)
     }
     assert found.keys() == expected.keys()
-    assert "body.nested.before.1.mixer.rglru.decay" in found
+    assert "body.nested.before.2.layer.cell.decay" in found
     for name, leaf in expected.items():
         np.testing.assert_array_equal(found[name], leaf)
         assert found[name].dtype == leaf.dtype == np.float32
@@ -165,8 +165,8 @@ def test_bfloat16_rounds_kernels_only(trained, folder, tmp_path):
     assert checkpoint.find(tmp_path / "again").exported.rounded
 
 
-class Phases(MIXERS["s4d"]):
-    """A mixer of somebody's own, with parameters of unusual types."""
+class Phases(LAYERS["s4d"]):
+    """A layer of somebody's own, with parameters of unusual types."""
 
     def __init__(self, width, config, *, rngs):
         super().__init__(width, config, rngs=rngs)
@@ -174,9 +174,9 @@ class Phases(MIXERS["s4d"]):
         self.half = nnx.Param(jnp.full((), 1.5, jnp.bfloat16))
 
 
-def test_a_mixer_of_ones_own_is_asked_for(tmp_path, monkeypatch):
+def test_a_layer_of_ones_own_is_asked_for(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setitem(MIXERS, "phases", Phases)
+        patch.setitem(LAYERS, "phases", Phases)
         run, state = make_run(tmp_path, "phases")
         pf_jax.export(run, tmp_path / "model")
         found = weights(tmp_path / "model")
@@ -185,5 +185,5 @@ def test_a_mixer_of_ones_own_is_asked_for(tmp_path, monkeypatch):
         assert types == {"float32", "complex64", "bfloat16"}
     assert "--import=FILE.py" in (tmp_path / "model" / "README.md").read_text()
     for path in (tmp_path / "run", tmp_path / "model"):
-        with pytest.raises(UserError, match=r"Unknown mixer 'phases'; .* --import=FILE\.py"):
+        with pytest.raises(UserError, match=r"Unknown layer 'phases'; .* --import=FILE\.py"):
             pf_jax.load(path)
