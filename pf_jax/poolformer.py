@@ -153,6 +153,7 @@ class SkipBlock(nnx.Module):
         self.is_innermost = level == config.num_levels - 1
         if self.is_innermost:
             return
+        self.width, self.dtype = config.widths[level], config.dtype
         self.factor = config.pool_factors[level]
         self.delay = self.factor if self.is_sashimi else self.factor - 1
         self.down_pool = DownPool(level, config, rngs=rngs)
@@ -165,8 +166,7 @@ class SkipBlock(nnx.Module):
         before = tuple(block.init_state(batch_size) for block in self.before)
         if self.is_innermost:
             return SkipBlockState(before)
-        width = self.up_pool.kernel.shape[-1]
-        dtype = self.up_pool.dtype
+        width, dtype = self.width, self.dtype
         return SkipBlockState(
             before,
             phase=jnp.array(0, jnp.int32),
