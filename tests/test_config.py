@@ -136,7 +136,7 @@ def test_impossible_values_are_named(changes, message):
 def test_what_no_layer_needs_is_not_asked_for():
     """Heads matter to recurrences with gates and to attention, even widths to cosines and sines."""
     PoolformerConfig((7,), (2,), mixer="gru", embedding="sinusoidal_linear")
-    PoolformerConfig((6, 6), ("convolution", 0), (3,))
+    PoolformerConfig((6, 6), (("convolution",), 0), (3,))
     PoolformerConfig((6, 9), (0, 0), (3,), pool_groups=3)
     PoolformerConfig((5,), (("rglru",),), embedding="learned", num_heads=10)
 
