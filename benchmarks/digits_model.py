@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
             _run("benchmarks.digits", f"--workdir={workdir}")
         start = time.monotonic()
         run = workdir / "model"
-        config = ["--config=sc09", *data_flags(workdir), *_MODEL, *argv[1:]]
+        config = ["--config=sc09_realtime", *data_flags(workdir), *_MODEL, *argv[1:]]
         _run("experiments.train", f"--workdir={run}", *config)
         trained = time.monotonic()
         _run(

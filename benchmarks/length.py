@@ -6,7 +6,7 @@ memory and patience last, and compiled for one TPU at every length: the memory i
 the least that moving its bytes or doing its arithmetic allows.
 
 Example:
-  python -m benchmarks.length --config=sc09 --plot=docs/length.png
+  python -m benchmarks.length --config=sc09_realtime --plot=docs/length.png
 """
 
 import dataclasses

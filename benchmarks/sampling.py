@@ -8,7 +8,7 @@ product. A level below pools of `p_1 ... p_k` counts with the `p_1 ... p_k`th pa
 The other yardstick is the model's own recurrent form, `Poolformer.step`.
 
 Example:
-  python -m benchmarks.sampling --config=sc09 --streams=1,16,256
+  python -m benchmarks.sampling --config=sc09_realtime --streams=1,16,256
 """
 
 import json

@@ -1,7 +1,7 @@
 """Weights as safetensors: named arrays in one file that every framework reads.
 
 A tensor is called by the path of its parameter in the model, with dots between the parts, such as
-`body.before.0.mixer.input.kernel`; its layout is the parameter's own.
+`body.before.0.layer.input.kernel`; its layout is the parameter's own.
 """
 
 from collections.abc import Sequence

@@ -301,6 +301,7 @@ def test_each_preset_trains_on_its_data(tmp_path, name, monkeypatch):
         "data.manual_dir": str(tmp_path / "manual"),
         "data.verify_checksums": False,
         "batch_size": 2,
+        "sequence_devices": 1,
         "num_steps": 3,
     }
     if name != "cifar10":

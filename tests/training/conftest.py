@@ -44,7 +44,12 @@ def tiny_config(tmp_path_factory) -> TrainConfig:
         soundfile.write(root / "sounds" / f"{number}.wav", tone[: 1_536 - 10 * number], 1_000)
     return TrainConfig(
         model=PoolformerConfig(
-            widths=(8, 16), depths=((0, 1), 1), pool_factors=(4,), num_heads=2, dropout=0.1
+            widths=(8, 16),
+            depths=((0, 1), 1),
+            pool_factors=(4,),
+            pool_groups=1,
+            num_heads=2,
+            dropout=0.1,
         ),
         data=DataConfig(
             name="folder",

@@ -12,7 +12,7 @@ from pf_jax.data.config import DataConfig
 from pf_jax.errors import UserError
 from pf_jax.training.config import OptimizerConfig, TrainConfig
 
-MODEL = PoolformerConfig(widths=(16, 32), depths=((0, 2), 1), pool_factors=(4,))
+MODEL = PoolformerConfig(widths=(16, 32), depths=((0, 2), 1), pool_factors=(4,), pool_groups=1)
 CONFIG = TrainConfig(model=MODEL, data=DataConfig(name="demo", window=64))
 
 

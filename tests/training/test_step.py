@@ -27,7 +27,9 @@ from pf_jax.training.step import DATA_AXIS, eval_step, train_step
 from tests import processes
 
 CONFIG = TrainConfig(
-    model=PoolformerConfig(widths=(8, 16), depths=((0, 1), 1), pool_factors=(4,), num_heads=2),
+    model=PoolformerConfig(
+        widths=(8, 16), depths=((0, 1), 1), pool_factors=(4,), pool_groups=1, num_heads=2
+    ),
     data=DataConfig(name="demo", window=24),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1, weight_decay=0.1, clip_norm=0.5),
     batch_size=16,
@@ -254,7 +256,7 @@ def test_gradients_are_clipped_by_their_global_norm(params, norm, clipped):
 
 
 KERNELS = {"kernel"}
-OTHERS = {"bias", "scale", "decay", "start", "table"}
+OTHERS = {"bias", "scale", "decay", "turn", "table"}
 
 
 @pytest.mark.parametrize("embedding", ["sinusoidal", "learned"])
@@ -289,8 +291,8 @@ def test_learning_rate_warms_up_and_decays_along_a_cosine(params):
     # A constant gradient: Adam's update is the learning rate itself, where nothing decays.
     gradients = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params)
     updates, _ = updates_of(config, params, gradients, 4)
-    start = {path[-1]: update for path, update in named(updates)}["start"]
-    np.testing.assert_allclose(start, -0.12, rtol=1e-3)
+    decay = {path[-1]: update for path, update in named(updates)}["decay"]
+    np.testing.assert_allclose(decay, -0.12, rtol=1e-3)
 
 
 def test_warm_up_takes_at_most_half_of_a_short_run():

@@ -7,15 +7,21 @@ import pytest
 import safetensors.numpy
 
 from pf_jax import PoolformerConfig
-from pf_jax.layers import MIXERS
+from pf_jax.layers import LAYERS
 from pf_jax.training import tensors
 from pf_jax.training.state import abstract_model, split_model
 
 
-@pytest.mark.parametrize("mixer", sorted(MIXERS))
-def test_weights_of_every_mixer_survive(mixer):
+@pytest.mark.parametrize("mixer", sorted(LAYERS))
+def test_weights_of_every_layer_survive(mixer):
     config = PoolformerConfig(
-        widths=(4, 8), depths=(1, 1), pool_factors=(4,), num_heads=2, mixer=mixer, state_size=4
+        widths=(4, 8),
+        depths=(1, 1),
+        pool_factors=(4,),
+        pool_groups=1,
+        num_heads=2,
+        mixer=mixer,
+        state_size=4,
     )
     _, like = split_model(abstract_model(config))
     rng = np.random.default_rng(0)
@@ -25,8 +31,8 @@ def test_weights_of_every_mixer_survive(mixer):
     assert jax.tree.structure(found) == jax.tree.structure(like)
     jax.tree.map(np.testing.assert_array_equal, found, params)
     named = safetensors.numpy.load(content)
-    expected = params["body"]["nested"]["before"][0]["mlp_norm"]["scale"]
-    np.testing.assert_array_equal(named["body.nested.before.0.mlp_norm.scale"], expected)
+    expected = params["body"]["nested"]["before"][1]["norm"]["scale"]
+    np.testing.assert_array_equal(named["body.nested.before.1.norm.scale"], expected)
 
 
 def test_many_blocks_stay_in_their_order():

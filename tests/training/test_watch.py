@@ -33,6 +33,7 @@ class Log:
 def clock(monkeypatch):
     clock = types.SimpleNamespace(now=1_000.0)
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(watch, "training_clock", lambda: clock.now)
     return clock
 
 
