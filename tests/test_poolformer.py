@@ -402,7 +402,9 @@ def test_an_unknown_layer_is_answered_with_the_known():
 
 def test_a_layer_that_does_not_say_so_is_not_split_over_devices(summing):
     config = dataclasses.replace(summing, sequence_axis="sequence")
-    with pytest.raises(UserError, match=r"The layer 'summing' takes whole sequences .* splits_sequences = T"):
+    with pytest.raises(
+        UserError, match=r"The layer 'summing' takes whole sequences .* splits_sequences = T"
+    ):
         Poolformer(config, rngs=nnx.Rngs(0))
 
 

@@ -9,7 +9,6 @@ from flax import nnx
 
 from pf_jax import PoolformerConfig
 from pf_jax.layers import CGLRU, RGLRU
-from pf_jax.recurrence.gates import MAX_SLOPE, input_scale
 from tests.layers import equations
 
 WIDTH = 8
@@ -170,35 +169,3 @@ def test_initial_turns_are_spread_evenly(turns):
     fields = {field.name: field.default for field in PoolformerConfig.__dataclass_fields__.values()}
     assert fields["turns"] == (0.0, 0.1 * np.pi)
     assert fields["radii"] == (0.9, 0.99)
-
-
-X = -np.logspace(-30, 2, 400).astype(np.float32)
-
-
-def sqrt_one_minus_exp(x):
-    """The scale of the input by twice the logarithm of the modulus."""
-    return input_scale(0.5 * x, jnp.exp(0.5 * x))
-
-
-def test_scale_of_the_input_is_exact_near_zero():
-    expected = np.sqrt(-np.expm1(X.astype(np.float64)))
-    np.testing.assert_allclose(jax.jit(sqrt_one_minus_exp)(X), expected, rtol=1e-6)
-    assert sqrt_one_minus_exp(jnp.float32(0.0)) == 0.0
-    assert sqrt_one_minus_exp(jnp.float32(-np.inf)) == 1.0
-
-
-def test_slope_of_the_scale_is_true_until_it_reaches_its_bound():
-    slope = np.asarray(jax.jit(jax.vmap(jax.grad(sqrt_one_minus_exp)))(X)).astype(np.float64)
-    x = X.astype(np.float64)
-    true_slope = -0.5 * np.exp(x) / np.sqrt(-np.expm1(x))
-    # The published bound is that of the root's own slope, by 1 - exp(x).
-    bounded = np.maximum(true_slope, -MAX_SLOPE * np.exp(x))
-    np.testing.assert_allclose(slope, bounded, rtol=1e-5, atol=1e-30)
-    assert slope.min() >= -MAX_SLOPE == -200.0
-    assert (true_slope < -MAX_SLOPE).any()
-    np.testing.assert_allclose(jax.grad(sqrt_one_minus_exp)(jnp.float32(0.0)), -MAX_SLOPE)
-
-
-def test_second_derivative_of_the_scale_is_finite_everywhere():
-    curvature = jax.jit(jax.vmap(jax.grad(jax.grad(sqrt_one_minus_exp))))(jnp.append(X, 0.0))
-    assert np.isfinite(curvature).all()
