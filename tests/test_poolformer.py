@@ -392,17 +392,19 @@ def test_a_pooled_level_steps_once_in_a_group(summing):
         }
 
 
-def test_an_unknown_mixer_is_answered_with_the_known():
+def test_an_unknown_layer_is_answered_with_the_known():
     config = PoolformerConfig((8,), (1,), mixer="attentoin")
     known = ", ".join(sorted(LAYERS))
     assert "cglru" in known
-    with pytest.raises(UserError, match=f"'attentoin'; known: {known}"):
+    with pytest.raises(UserError, match=f"Unknown layer 'attentoin'; known: {known}"):
         Poolformer(config, rngs=nnx.Rngs(0))
 
 
-def test_a_mixer_that_does_not_say_so_is_not_split_over_devices(summing):
+def test_a_layer_that_does_not_say_so_is_not_split_over_devices(summing):
     config = dataclasses.replace(summing, sequence_axis="sequence")
-    with pytest.raises(UserError, match=r"'summing' takes whole sequences .* splits_sequences = T"):
+    with pytest.raises(
+        UserError, match=r"The layer 'summing' takes whole sequences .* splits_sequences = T"
+    ):
         Poolformer(config, rngs=nnx.Rngs(0))
 
 
