@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from experiments import cli
 from pf_jax import fields
+from pf_jax.config import CONVOLUTIONS, EMBEDDINGS, NORMS
 from pf_jax.errors import UserError
 from pf_jax.training.config import TrainConfig
 from pf_jax.training.schedules import SCHEDULES
@@ -73,6 +74,13 @@ OVERRIDES = [
     (["--config.model.widths=8,16,24"], "model.widths", (8, 16, 24)),
     (["--config.model.widths=[8, 16, 24]"], "model.widths", (8, 16, 24)),
     (["--config.model.depths", "((0,2),4,1)"], "model.depths", ((0, 2), 4, 1)),
+    (
+        ["--config.model.depths=((('cglru',),2),('gru','attention'),1)"],
+        "model.depths",
+        ((("cglru",), 2), ("gru", "attention"), 1),
+    ),
+    (["--config.model.pool_groups=2"], "model.pool_groups", 2),
+    (["--config.model.radii=(1e-1,0.5)"], "model.radii", (0.1, 0.5)),
     (["--config.model.remat=true"], "model.remat", True),
     (["--config.model.remat=False"], "model.remat", False),
     (["--config.model.remat"], "model.remat", True),
@@ -127,7 +135,7 @@ def test_other_flags_and_flag_files(run, tmp_path):
 
 NAMES = (
     "beethoven, cifar10, demo, enwik8, folder, folder_small, musicnet, musicnet_long, sc09, "
-    "sc09_attention, sc09_mamba, sc09_no_pooling, sc09_sashimi, youtubemix"
+    "sc09_attention, sc09_mamba, sc09_no_pooling, sc09_realtime, sc09_sashimi, youtubemix"
 )
 MISTAKES = [
     ([], f"--config is missing: give {NAMES}, or a path to a .py file."),
@@ -171,7 +179,7 @@ MISTAKES = [
     (["--config.model.depths=((1,2,3),1)"], "must be a tuple such as (2, 4) or ((0, 2), 4)"),
     (["--config=demo", "--config.batch_size=0"], "batch_size must be at least 1, got 0."),
     (["--config=demo", "--config.optimizer.b1=nan"], "b1 must be in [0, 1), got nan."),
-    (["--config=demo", "--config.model.num_heads=7"], "num_heads=7 must divide every width"),
+    (["--config=demo", "--config.model.num_heads=7"], "num_heads=7 must divide the 32 channels"),
     (["--config=demo", "--config.model.dtype=int8"], "dtype must be float32 or bfloat16"),
     (["--config=demo", "--tag_of_things=mistake"], "There are no such things."),
 ]
@@ -240,7 +248,7 @@ def test_help_is_short(run, help_flag):
     ]
     assert "--" not in in_fields.replace("--config.", "")
     assert "learning_rate" in out
-    assert len(out.splitlines()) < 35
+    assert len(out.splitlines()) < 40
     assert max(map(len, out.splitlines())) <= 100
     assert "jax" not in out
 
@@ -291,18 +299,27 @@ def test_presets_say_what_they_need_and_round_trip_through_json(name):
 def values(path, hint, config):
     """Values that a field can have while the others stay as they are."""
     levels = config.model.num_levels
+    mixers = st.sampled_from(["cglru", "rglru", "convolution", "attention"])
+    side = st.integers(0, 9) | st.lists(mixers, max_size=3).map(tuple)
+    # Equal ones, which pools of all kinds take, and the heads of any preset divide.
+    widths = st.integers(1, 9).map(lambda n: (192 * n,) * levels)
+    # Pieces of a split window are whole groups.
+    factors = [2, 4] if config.sequence_devices > 1 else [2, 4, 8, 16, 32]
+    groups = [1, 2, 4] if len(set(config.model.widths)) > 1 else [None, 1, 2, 4]
     by_name = {
-        "model.widths": st.tuples(*[st.integers(1, 9).map(lambda n: 8 * n)] * levels),
-        "model.depths": st.tuples(
-            *[st.integers(0, 9) | st.tuples(st.integers(0, 9), st.integers(0, 9))] * (levels - 1),
-            st.integers(0, 9),
-        ),
-        "model.pool_factors": st.tuples(*[st.sampled_from([2, 4, 8, 16, 32])] * (levels - 1)),
+        "model.widths": widths,
+        "model.depths": st.tuples(*[side | st.tuples(side, side)] * (levels - 1), side),
+        "model.pool_factors": st.tuples(*[st.sampled_from(factors)] * (levels - 1)),
+        "model.pool_groups": st.sampled_from(groups),
         "model.num_heads": st.sampled_from([1, 2, 4, 8]),
-        "model.embedding": st.sampled_from(["sinusoidal", "learned"]),
-        "model.mixer": st.just("rglru"),
-        "model.norm": st.sampled_from(["rms", "layer"]),
-        "model.mlp": st.sampled_from(["gated", "plain", "none"]),
+        "model.embedding": st.sampled_from(EMBEDDINGS),
+        "model.mixer": mixers,
+        "model.mixer_expansion": st.sampled_from([1.0, 2.0]),
+        "model.radii": st.sampled_from([(0.5, 0.5), (0.9, 0.999)]),
+        "model.turns": st.tuples(st.floats(0, 1), st.floats(0, 1)),
+        "model.convolution": st.sampled_from(CONVOLUTIONS),
+        "model.norm": st.sampled_from(NORMS),
+        "model.mlp": st.sampled_from(["gated_mlp", "plain_mlp", "none"]),
         "model.ssm_init": st.sampled_from(["lin", "inv"]),
         "model.recurrence": st.sampled_from(["auto", "sequential", "associative"]),
         "model.sequence_axis": st.just(""),
@@ -314,6 +331,7 @@ def values(path, hint, config):
         "data.normalization": st.sampled_from(["none", "recording", "window"]),
         "model.vocab_size": st.just(256),
         "optimizer.schedule": st.sampled_from(sorted(SCHEDULES)),
+        "optimizer.weight_decay_on": st.sampled_from(["kernels", "all"]),
         "profile": st.just(()) | st.tuples(st.integers(1, 9), st.integers(9, 20)),
         "data.sample_rate": st.sampled_from([8_000, 16_000, 44_100]),
     }

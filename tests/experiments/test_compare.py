@@ -61,7 +61,9 @@ def config_file(tmp_path_factory):
         tone = 0.5 * np.sin(2 * np.pi * rng.uniform(50, 200) * seconds)
         soundfile.write(root / "sounds" / f"{number}.wav", tone, RATE)
     config = TrainConfig(
-        model=PoolformerConfig(widths=(8, 16), depths=((0, 1), 1), pool_factors=(4,), num_heads=2),
+        model=PoolformerConfig(
+            widths=(8, 16), depths=((0, 1), 1), pool_factors=(4,), pool_groups=1, num_heads=2
+        ),
         data=DataConfig(
             name="folder",
             path=str(root / "sounds"),

@@ -64,7 +64,7 @@ def root(tmp_path_factory):
     for seed, name in enumerate("ab"):
         config = TrainConfig(
             model=PoolformerConfig(
-                widths=(8, 16), depths=((0, 1), 1), pool_factors=(4,), num_heads=2
+                widths=(8, 16), depths=((0, 1), 1), pool_factors=(4,), pool_groups=1, num_heads=2
             ),
             data=DataConfig(
                 name="folder",

@@ -230,7 +230,7 @@ def test_dropout_differs_between_steps_and_seeds():
 
 @pytest.fixture
 def params():
-    return {"a": {"start": jnp.ones(3)}, "b": [{"kernel": jnp.ones((4, 5))}]}
+    return {"a": {"decay": jnp.ones(3)}, "b": [{"kernel": jnp.ones((4, 5))}]}
 
 
 def updates_of(config, params, gradients, number):
