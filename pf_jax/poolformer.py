@@ -154,7 +154,6 @@ class SkipBlock(nnx.Module):
         self.is_innermost = level == config.num_levels - 1
         if self.is_innermost:
             return
-        self.width, self.dtype = config.widths[level], config.dtype
         self.factor = config.pool_factors[level]
         self.delay = self.factor if self.is_sashimi else self.factor - 1
         self.down_pool = DownPool(level, config, rngs=rngs)
