@@ -116,16 +116,18 @@ def match_parameters(model: PoolformerConfig, parameters: int) -> PoolformerConf
     """The model with its widths scaled so that its parameters are as near a number as they can be.
 
     Widths stay multiples of the least width that the model's layers and pools accept, and those of
-    the levels in proportion, up to one such multiple. They stay as they are where the number is
-    within a percent: what an ablation changes is then the only change.
+    the levels in proportion, up to one such multiple. Where all levels have one width, as channel
+    pools need it, the number of heads is in proportion, too. They stay as they are where the number
+    is within a percent: what an ablation changes is then the only change.
     """
     if abs(count_parameters(model) - parameters) <= _CLOSE * parameters:
         return model
     step = _width_step(model)
 
     def scaled(factor: float) -> PoolformerConfig:
-        widths = tuple(step * max(1, round(factor * width / step)) for width in model.widths)
-        return dataclasses.replace(model, widths=widths)
+        return _resized(
+            model, tuple(step * max(1, round(factor * width / step)) for width in model.widths)
+        )
 
     low, high = 0.0, 1.0
     while count_parameters(scaled(high)) < parameters:
@@ -159,11 +161,21 @@ def _width_step(model: PoolformerConfig) -> int:
     for step in range(1, max(model.widths) + 1):
         try:
             for width in (step, 2 * step, 3 * step):
-                dataclasses.replace(model, widths=(width,) * model.num_levels)
+                _resized(model, (width,) * model.num_levels)
         except UserError:
             continue
         return step
     return max(model.widths)
+
+
+def _resized(model: PoolformerConfig, widths: tuple[int, ...]) -> PoolformerConfig:
+    """The model with other widths, and with heads of the same width where that is possible."""
+    heads = model.num_heads
+    if model.pool_groups is None:
+        heads, rest = divmod(heads * widths[0], model.widths[0])
+        if rest:
+            raise UserError(f"{widths[0]} channels are not a whole number of heads.")
+    return dataclasses.replace(model, widths=widths, num_heads=heads)
 
 
 def without_pooling(model: PoolformerConfig) -> PoolformerConfig:
@@ -266,7 +278,12 @@ VARIANTS: Mapping[str, _Change] = {
     "real": _of_mixer("rglru"),
     "complex": _of_mixer("cglru"),
     "griffin": _of_mixer(
-        "rglru", convolution="depthwise", conv_width=4, recurrence_output=False, norm="rms"
+        "rglru",
+        convolution="depthwise",
+        conv_width=4,
+        recurrence_output=False,
+        norm="rms",
+        radii=(0.9, 0.999),
     ),
     "no_pooling": without_pooling,
     "fewer_levels": _fewer_levels,

@@ -187,6 +187,18 @@ def test_parameters_are_matched_for_all_shapes(heads, multiples, factor, mlp):
             assert abs(count_parameters(other) - wanted) >= distance
 
 
+def test_heads_of_one_width_keep_it():
+    model = PoolformerConfig((16, 16), (1, 1), (2,), num_heads=4)
+    for factor in (0.3, 0.6, 2.0):
+        wanted = round(factor * count_parameters(model))
+        matched = match_parameters(model, wanted)
+        assert matched.widths[0] == matched.widths[1] == 4 * matched.num_heads
+        for heads in (matched.num_heads - 1, matched.num_heads + 1):
+            other = dataclasses.replace(model, widths=(4 * heads,) * 2, num_heads=heads)
+            others = abs(count_parameters(other) - wanted)
+            assert others >= abs(count_parameters(matched) - wanted)
+
+
 def test_one_level_has_the_nearest_width():
     one = without_pooling(MODEL)
     assert (one.num_levels, one.num_blocks) == (1, MODEL.num_blocks)
