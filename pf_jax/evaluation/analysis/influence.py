@@ -85,7 +85,7 @@ def influence(
             passes = np.arange(num_levels - 1) < level
             norms = np.asarray(_norms_of(graphdef, params, tokens, positions, passes), np.float64)
             for row, target in zip(norms, positions, strict=True):
-                # Behind the start vector at 0 come tokens 0 to target - 1: the last is nearest.
+                # Behind the start token at 0 come tokens 0 to target - 1: the last is nearest.
                 squares[level, 1 : target + 1] += row[target:0:-1] ** 2
                 pairs[1 : target + 1] += level == 0
     return _binned(squares, pairs)
@@ -120,7 +120,7 @@ def influence_norms(
 
     Returns:
         Entry `s` is of the token before position `s`, so that its distance from the target is
-        `positions - s + 1`; the first is of the start vector.
+        `positions - s + 1`; the first is of the start token.
     """
     num_pools = model.config.num_levels - 1
     passes = jnp.arange(num_pools) < (num_pools if deepest is None else deepest)
