@@ -16,7 +16,9 @@ _DESCRIPTIONS = {
     int: "an integer",
     float: "a number",
     str: "text",
+    type(None): "None",
 }
+_PLURALS = {int: "integers", float: "numbers"}
 
 
 def convert(value: Any, hint: Any) -> Any:
@@ -78,13 +80,15 @@ def parse(text: str, hint: Any) -> Any:
 
 def describe(hint: Any) -> str:
     """What a value of an annotated type is called in an error message."""
+    members = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
-        members = typing.get_args(hint)
+        if len(members) == 2 and members[0] == members[1] and members[0] in _PLURALS:
+            return f"a pair of {_PLURALS[members[0]]}"
         if members == (int, ...):
             return "a tuple of integers such as (64, 128)"
-        if members == (int, int):
-            return "a pair of integers"
-        return "a tuple such as (2, 4) or ((0, 2), 4)"
+        return "a tuple such as (2, 4) or ((0, 2), 4) or (('convolution', 'cglru'), 4)"
+    if isinstance(hint, types.UnionType):
+        return " or ".join(map(describe, members))
     return _DESCRIPTIONS.get(hint) or getattr(hint, "__name__", str(hint))
 
 

@@ -146,6 +146,7 @@ class SkipBlock(nnx.Module):
             return nnx.List([ResBlock(name, level, config, rngs=rngs) for name in names])
 
         before, after = config.blocks(level)
+        self.width, self.dtype = config.widths[level], config.dtype
         self.remat = config.remat
         self.is_sashimi = config.sashimi_backbone
         self.sequence_axis = config.sequence_axis
@@ -165,13 +166,11 @@ class SkipBlock(nnx.Module):
         before = tuple(block.init_state(batch_size) for block in self.before)
         if self.is_innermost:
             return SkipBlockState(before)
-        width = self.up_pool.kernel.shape[-1]
-        dtype = self.up_pool.dtype
         return SkipBlockState(
             before,
             phase=jnp.array(0, jnp.int32),
-            group=jnp.zeros((batch_size, self.factor - 1, width), dtype),
-            up=jnp.zeros((batch_size, self.delay, width), dtype),
+            group=jnp.zeros((batch_size, self.factor - 1, self.width), self.dtype),
+            up=jnp.zeros((batch_size, self.delay, self.width), self.dtype),
             nested=self.nested.init_state(batch_size),
             after=tuple(block.init_state(batch_size) for block in self.after),
         )

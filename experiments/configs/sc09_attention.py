@@ -1,7 +1,8 @@
 """Spoken digits, one second each, by attention in place of the recurrence; else as `sc09`.
 
 Needs: Speech Commands 0.02 (2.4 GB, downloaded by itself) and one GPU or TPU.
-Takes: each ResBlock is computed again in the backward pass, so that the batch fits.
+Takes: each ResBlock is computed again in the backward pass, so that the batch fits; if it does not,
+`--config.accumulation_steps=4` takes it in parts.
 """
 
 from pf_jax.config import PoolformerConfig

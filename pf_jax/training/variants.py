@@ -233,16 +233,15 @@ def _backwards_pools(model: PoolformerConfig) -> PoolformerConfig:
 
 
 def _convolution_first(model: PoolformerConfig) -> PoolformerConfig:
-    """The first half of a level's blocks before the pool are convolutions, mirrored after it."""
-    depths = []
-    for level in range(model.num_levels):
-        before, after = model.blocks(level)
-        half = ("convolution",) * (len(before) // 2)
-        mixers = (*half, *before[len(half) :])
-        depths.append(
-            mixers if level == model.num_levels - 1 else (mixers, mixers[::-1] if after else ())
-        )
-    return dataclasses.replace(model, depths=tuple(depths))
+    """Half of the blocks on each side of a level are convolutions, the outer half."""
+
+    def half(mixers):
+        number = len(mixers) // 2
+        return ("convolution",) * number + mixers[number:]
+
+    sides = [model.blocks(level) for level in range(model.num_levels)]
+    depths = [(half(before), half(after[::-1])[::-1]) for before, after in sides]
+    return dataclasses.replace(model, depths=(*depths[:-1], depths[-1][0]))
 
 
 def _with(**values: Any) -> _Change:
@@ -302,7 +301,7 @@ VARIANTS: Mapping[str, _Change] = {
 * `backwards_pools`: the pool factors in reverse order; `dense_pools`, `grouped_pools`: pools of one
   and of four groups of channels.
 * `convolution`, `depthwise_convolution`: a convolution before each recurrence.
-* `convolution_blocks`: the first half of each level's blocks are convolutions.
+* `convolution_blocks`: half of each level's blocks, the outer ones, are convolutions.
 * the others are ablations named after what they change.
 """
 

@@ -19,13 +19,14 @@ from pf_jax.evaluation import analysis
 from pf_jax.evaluation.analysis import Horizons, Influence, Silencing, sentences
 from pf_jax.evaluation.analysis.units import Unit
 from pf_jax.formats import ImageFormat, TextFormat
-from pf_jax.layers import MIXERS
+from pf_jax.layers import LAYERS
 from tests.evaluation.numpy_poolformer import forward
 
 CONFIG = PoolformerConfig(
     widths=(4, 6, 4),
     depths=((1, 1), (0, 1), 1),
     pool_factors=(2, 3),
+    pool_groups=1,
     vocab_size=7,
     embedding="learned",
     num_heads=2,
@@ -43,7 +44,7 @@ def make_model(config=CONFIG, seed=0):
 
     def noise(path, p):
         if "decay" in jax.tree_util.keystr(path):
-            return jnp.asarray(rng.permutation(np.linspace(-16.0, 0.0, p.size)), jnp.float32)
+            return jnp.asarray(rng.permutation(np.linspace(-13.5, 0.0, p.size)), jnp.float32)
         scale = p.shape[-2] ** -0.5 if len(p.shape) > 1 else 0.5
         return jnp.asarray(scale * rng.standard_normal(p.shape), jnp.float32)
 
@@ -66,6 +67,7 @@ def test_decays_are_those_of_the_equations_at_every_level(model):
     assert [len(heard) for heard in found] == [2, 1, 1]
     for level, heard in enumerate(found):
         for (log_a, least), true in zip(heard, expected[level], strict=True):
+            # Twice the width inside makes as many complex channels as the width.
             assert log_a.shape == true.shape == (3, TIME // EVERY[level], CONFIG.widths[level])
             np.testing.assert_allclose(log_a, true, rtol=1e-4)
             assert (np.asarray(least) <= true).all()
@@ -115,7 +117,8 @@ def test_least_horizons_follow_from_the_parameters_alone(model, found_horizons):
         model.body.nested.nested.before,
     )
     for h, level in zip(found_horizons, blocks, strict=True):
-        decay = np.concatenate([np.asarray(b.mixer.rglru.decay[...], np.float64) for b in level])
+        cells = [block.layer.cell for block in level if hasattr(block.layer, "cell")]
+        decay = np.concatenate([np.asarray(cell.decay[...], np.float64) for cell in cells])
         a = np.exp(-8 * np.log1p(np.exp(decay)))
         np.testing.assert_allclose(h.least, np.sort(h.every / (1 - a)), rtol=1e-4)
 
@@ -137,16 +140,16 @@ def test_quantiles_and_histogram_of_horizons():
 def test_what_forgets_nothing_has_the_longest_horizon_there_is(model):
     graph, params = nnx.split(model)
     model = nnx.merge(graph, params)
-    for block in model.body.before:
-        block.mixer.rglru.decay[...] = jnp.full((4,), -200.0)
+    model.body.before[0].layer.cell.decay[...] = jnp.full((4,), -200.0)
     for h in analysis.horizons(model, BATCHES):
         assert np.isfinite([h.quantile(0.0), h.quantile(1.0), *h.least]).all()
 
 
 class Mute(nnx.Module):
-    """A mixer of a user's own that does not tell of its decays: the sum of all inputs."""
+    """A layer of a user's own without `log_decay`: the sum of all inputs."""
 
     def __init__(self, width, config, *, rngs):
+        self.out_width = width
         self.scale = nnx.Param(jnp.full((width,), 0.1))
 
     def init_state(self, batch_size):
@@ -158,11 +161,11 @@ class Mute(nnx.Module):
 
 
 def test_a_mixer_without_a_horizon_has_none(monkeypatch):
-    monkeypatch.setitem(MIXERS, "mute", Mute)
+    monkeypatch.setitem(LAYERS, "mute", Mute)
     model = make_model(dataclasses.replace(CONFIG, mixer="mute"))
     found = analysis.horizons(model, [(make_tokens(1), np.array([TIME]))])
     assert found == []
-    assert "'mute'" in sentences.of_horizons(found, "mute", SOUND)
+    assert "No horizon is known" in sentences.of_horizons(found, SOUND)
 
 
 def finite_differences(model, tokens, positions, deepest):
@@ -277,7 +280,7 @@ def test_silencing_equals_an_up_pool_without_weights(model, found_silencing):
     for level, block in ((1, "body"), (2, "nested")):
         by_hand = nnx.clone(model)
         up_pool = (by_hand.body if block == "body" else by_hand.body.nested).up_pool
-        for p in (up_pool.projection.kernel, up_pool.projection.bias):
+        for p in (up_pool.kernel, up_pool.bias):
             p[...] = jnp.zeros_like(p[...])
         intact = analysis.silencing(by_hand, BATCHES).nats[0]
         np.testing.assert_allclose(found.nats[level], intact, rtol=1e-6)
@@ -357,9 +360,8 @@ def test_a_model_of_one_level_has_nothing_to_silence(tmp_path):
 
 
 def test_a_mixer_without_a_horizon_leaves_the_rest(tmp_path):
-    config = dataclasses.replace(CONFIG, mixer="mute")
-    page, numbers = write(tmp_path, an_analysis(config=config, horizons=[]))
-    assert "No horizon is known of the mixer 'mute'" in page
+    page, numbers = write(tmp_path, an_analysis(horizons=[]))
+    assert "No horizon is known" in page
     assert {path.name for path in tmp_path.glob("*.png")} == {"silenced.png", "influence.png"}
     assert numbers["horizons"] == []
 
@@ -373,10 +375,10 @@ def test_what_cannot_be_written_is_told(tmp_path):
 def test_sentences_say_what_the_numbers_say_whichever_way():
     longer = [horizons_at(0, 1, 10.0), horizons_at(1, 8, 400.0)]
     shorter = [horizons_at(0, 1, 100.0), horizons_at(1, 8, 25.0)]
-    assert "grows with every level" in sentences.of_horizons(longer, "rglru", SOUND)
-    assert "8 times by pooling, and 4.95" in sentences.of_horizons(longer, "rglru", SOUND)
-    assert "does not always grow" in sentences.of_horizons(shorter, "rglru", SOUND)
-    assert "0.247 times that of level 0" in sentences.of_horizons(shorter, "rglru", SOUND)
+    assert "grows with every level" in sentences.of_horizons(longer, SOUND)
+    assert "8 times by pooling, and 4.95" in sentences.of_horizons(longer, SOUND)
+    assert "does not always grow" in sentences.of_horizons(shorter, SOUND)
+    assert "0.247 times that of level 0" in sentences.of_horizons(shorter, SOUND)
 
     edges, pairs = np.array([1, 2, 4, 8]), np.array([9, 9, 9])
     total = np.array([1.0, 0.05, 0.005])

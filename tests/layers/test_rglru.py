@@ -9,7 +9,6 @@ from flax import nnx
 
 from pf_jax import PoolformerConfig
 from pf_jax.layers import CGLRU, RGLRU
-from pf_jax.recurrence.gates import MAX_SLOPE, sqrt_one_minus_exp
 from tests.layers import equations
 
 WIDTH = 8
@@ -140,7 +139,7 @@ def test_log_decay_is_that_of_the_modulus_and_its_bound_that_of_an_open_gate(ran
     layer, u = randomize(lambda: make_layer(kind)), random_input()
     log_a, bound = layer.log_decay(u)
     expected = equations.log_decay(layer, u.astype(np.float64))
-    assert log_a.shape == expected.shape == (2, 7, WIDTH // layer.parts)
+    assert log_a.shape == expected.shape == (2, 7, WIDTH // layer.coefficients.parts)
     np.testing.assert_allclose(log_a, expected, rtol=1e-5)
     exact = -8.0 * np.log1p(np.exp(equations.value(layer.decay)))
     np.testing.assert_allclose(bound, exact, rtol=1e-5)
@@ -151,7 +150,7 @@ def test_log_decay_is_that_of_the_modulus_and_its_bound_that_of_an_open_gate(ran
 @pytest.mark.parametrize("radii", [(0.9, 0.99), (0.5, 0.999), (0.8, 0.8)])
 def test_initial_radii_are_spread_evenly_by_area(kind, radii):
     channels = 2**14
-    layer = make_layer(kind, channels * kind.parts, num_heads=channels, radii=radii)
+    layer = make_layer(kind, channels * kind.coefficients.parts, num_heads=channels, radii=radii)
     radius = np.exp(-np.log1p(np.exp(equations.value(layer.decay))))
     assert radius.shape == (channels,)
     low, high = radii
@@ -170,30 +169,3 @@ def test_initial_turns_are_spread_evenly(turns):
     fields = {field.name: field.default for field in PoolformerConfig.__dataclass_fields__.values()}
     assert fields["turns"] == (0.0, 0.1 * np.pi)
     assert fields["radii"] == (0.9, 0.99)
-
-
-X = -np.logspace(-30, 2, 400).astype(np.float32)
-
-
-def test_sqrt_one_minus_exp_is_exact_near_zero():
-    expected = np.sqrt(-np.expm1(X.astype(np.float64)))
-    np.testing.assert_allclose(jax.jit(sqrt_one_minus_exp)(X), expected, rtol=1e-6)
-    assert sqrt_one_minus_exp(jnp.float32(0.0)) == 0.0
-    assert sqrt_one_minus_exp(jnp.float32(-np.inf)) == 1.0
-
-
-def test_slope_of_sqrt_one_minus_exp_is_true_until_it_reaches_its_bound():
-    slope = np.asarray(jax.jit(jax.vmap(jax.grad(sqrt_one_minus_exp)))(X)).astype(np.float64)
-    x = X.astype(np.float64)
-    true_slope = -0.5 * np.exp(x) / np.sqrt(-np.expm1(x))
-    # The published bound is that of the root's own slope, by 1 - exp(x).
-    bounded = np.maximum(true_slope, -MAX_SLOPE * np.exp(x))
-    np.testing.assert_allclose(slope, bounded, rtol=1e-5, atol=1e-30)
-    assert slope.min() >= -MAX_SLOPE == -200.0
-    assert (true_slope < -MAX_SLOPE).any()
-    np.testing.assert_allclose(jax.grad(sqrt_one_minus_exp)(jnp.float32(0.0)), -MAX_SLOPE)
-
-
-def test_second_derivative_of_sqrt_one_minus_exp_is_finite_everywhere():
-    curvature = jax.jit(jax.vmap(jax.grad(jax.grad(sqrt_one_minus_exp))))(jnp.append(X, 0.0))
-    assert np.isfinite(curvature).all()

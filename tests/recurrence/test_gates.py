@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 
 from pf_jax import UserError
 from pf_jax.recurrence import IMPLEMENTATIONS, choice, recurrence
-from pf_jax.recurrence.gates import CGLRU, cos_sin
+from pf_jax.recurrence.gates import CGLRU, MAX_SLOPE, cos_sin, input_scale
 from tests.recurrence.gated import COEFFICIENTS, assert_equal, expected, problem
 
 PORTABLE = [name for name, x in IMPLEMENTATIONS.items() if x.platform in (None, "cpu")]
@@ -168,6 +168,22 @@ def test_cosine_and_sine_are_exact_to_float32_and_have_each_other_as_slopes():
         np.testing.assert_allclose(actual, wanted, rtol=0.0, atol=2.5e-7)
     small = angles[(np.abs(angles) < 0.5) & (angles != 0.0)]
     np.testing.assert_allclose(cos_sin(small)[1], np.sin(small.astype(np.float64)), rtol=2e-7)
+
+
+def test_input_scale_is_exact_near_one_and_its_slope_is_bounded():
+    def scale(log_modulus):
+        return input_scale(log_modulus, jnp.exp(log_modulus))
+
+    x = -np.geomspace(1e-12, 50.0, 200).astype(np.float32)
+    exact = np.sqrt(-np.expm1(2.0 * x.astype(np.float64)))
+    np.testing.assert_allclose(jax.jit(scale)(x), exact, rtol=1e-6)
+    slope = jax.jit(jax.vmap(jax.grad(scale)))(x)
+    expected = -np.exp(2.0 * x.astype(np.float64)) / np.maximum(exact, 0.5 / MAX_SLOPE)
+    np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-30)
+    assert scale(0.0) == 0.0
+    np.testing.assert_allclose(jax.grad(scale)(0.0), -2.0 * MAX_SLOPE)
+    curvature = jax.vmap(jax.grad(jax.grad(scale)))(jnp.append(x, 0.0))
+    assert jnp.isfinite(curvature).all()
 
 
 def test_a_kernel_that_does_not_compile_for_complex_numbers_falls_back(monkeypatch):

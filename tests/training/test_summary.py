@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from pf_jax import PoolformerConfig
 from pf_jax.data.config import DataConfig
-from pf_jax.layers import MIXERS, RGLRU, S4D, RGLRUState, S4DState, linear
+from pf_jax.layers import CGLRU, LAYERS, RGLRU, S4D, S4DState, linear
 from pf_jax.training import summary
 from pf_jax.training.state import abstract_model, merge_model, split_model
 
 THREE_LEVELS = PoolformerConfig(
-    widths=(128, 192, 256), depths=(1, (0, 1), 1), pool_factors=(2, 3), num_heads=4
+    widths=(128, 192, 256), depths=(1, (0, 1), 1), pool_factors=(2, 3), pool_groups=1, num_heads=4
 )
 AUDIO = DataConfig(name="demo", window=4096, sample_rate=16_000)
 
@@ -49,25 +49,25 @@ def dense(inputs: int, outputs: int) -> np.ndarray:
     return np.array([inputs * outputs + outputs, inputs * outputs])
 
 
-def block(width: int, heads: int, taps: int, hidden: int) -> np.ndarray:
-    """Parameters and multiply-adds of a ResBlock, from the paper's description."""
-    gate = np.array([width * width // heads + width, width * width // heads])
-    convolution = np.array([taps * width + width, taps * width])
-    norms_and_decay = np.array([3 * width, 0])
-    mixing = 3 * dense(width, width) + 2 * gate + convolution
-    return mixing + 2 * dense(width, hidden) + dense(hidden, width) + norms_and_decay
+def block(width: int, heads: int, hidden: int, mlp: int) -> np.ndarray:
+    """Parameters and multiply-adds of a published block: CG-LRU and GeGLU."""
+    gate = np.array([hidden * hidden // 2 // heads + hidden // 2, hidden * hidden // 2 // heads])
+    norms_decay_and_turn = np.array([4 * width + hidden, 0])
+    recurrence = dense(width, hidden) + 2 * gate + dense(hidden, width)
+    mixing = recurrence + 2 * dense(width, width)
+    return mixing + 2 * dense(width, mlp) + dense(mlp, width) + norms_decay_and_turn
 
 
 def test_counts_by_hand():
-    config = dataclasses.replace(THREE_LEVELS, mlp_expansion=1.5, conv_width=5)
+    config = dataclasses.replace(THREE_LEVELS, mlp_expansion=1.5, mixer_expansion=2.5)
     outside, *levels = summary.level_costs(config)
 
-    expect = dense(256, 128) + dense(128, 256) + [2 * 128, 0]
+    expect = dense(128, 256) + np.array([2 * 128, 0])
     assert (outside.parameters, outside.multiply_adds) == tuple(expect)
     expect = [
-        2 * block(128, 4, 5, 192),
-        block(192, 4, 5, 288) + dense(2 * 128, 192) + dense(192, 2 * 128),
-        block(256, 4, 5, 384) + dense(3 * 192, 256) + dense(256, 3 * 192),
+        2 * block(128, 4, 320, 192),
+        block(192, 4, 480, 288) + dense(2 * 128, 192) + dense(192, 2 * 128),
+        block(256, 4, 640, 384) + dense(3 * 192, 256) + dense(256, 3 * 192),
     ]
     for level, every, (parameters, multiply_adds) in zip(levels, (1, 2, 6), expect, strict=True):
         assert level.every == every
@@ -86,10 +86,11 @@ def test_parameters_are_those_of_the_model(data, levels, embedding):
 
     depth = st.integers(0, 1)
     config = PoolformerConfig(
-        widths=lists(st.sampled_from([2, 4, 6]), levels),
+        widths=lists(st.sampled_from([4, 6, 8]), levels),
         depths=(*lists(depth | st.tuples(depth, depth), levels - 1), data.draw(depth)),
         pool_factors=lists(st.integers(2, 3), levels - 1),
         embedding=embedding,
+        pool_groups=2,
         num_heads=2,
     )
     _, params = split_model(abstract_model(config))
@@ -98,7 +99,13 @@ def test_parameters_are_those_of_the_model(data, levels, embedding):
     assert f" {total:,}  100.0 %" in summary.model_table(config)
 
 
-@pytest.mark.parametrize("change", [{}, {"embedding": "learned", "num_heads": 2, "conv_width": 9}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"embedding": "sinusoidal_linear", "num_heads": 2, "mixer": "rglru", "convolution": "full"},
+    ],
+)
 def test_forward_flops_are_those_of_the_compiled_program(change):
     config = dataclasses.replace(THREE_LEVELS, **change)
     ratio = xla_flops(config) / (summary.flops_per_sample(config) / 3.0)
@@ -122,13 +129,19 @@ def test_the_share_of_a_level_is_what_its_blocks_add(level):
     assert 1.0 < (xla_flops(deeper) - xla_flops(THREE_LEVELS)) / added < 1.05
 
 
-def test_memory_is_that_of_a_fresh_layer():
-    width = 20_000
-    layer = RGLRU(width, width, dtype="float32", recurrence="auto", rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("cell", [RGLRU, CGLRU])
+def test_memory_is_that_of_a_fresh_layer(cell):
+    channels = 20_000
+    width = channels * cell.coefficients.parts
+    config = dataclasses.replace(
+        THREE_LEVELS, embedding="learned", mixer="none", num_heads=channels
+    )
     # From a state of ones and without input, one step leaves the decay.
-    state = RGLRUState(jnp.ones((1, width)), jnp.array(True))
-    decay, _ = layer.step(jnp.zeros((1, width)), state)
-    memory = 1.0 / (1.0 - np.asarray(decay, np.float64))
+    decay, _ = cell(width, config, rngs=nnx.Rngs(0)).step(
+        jnp.zeros((1, width)), jnp.ones((1, width))
+    )
+    modulus = np.linalg.norm(np.asarray(decay, np.float64).reshape(-1, channels), axis=0)
+    memory = 1.0 / (1.0 - modulus / np.sqrt(cell.coefficients.parts))
     for cost in summary.level_costs(THREE_LEVELS)[1:]:
         shortest, longest = np.array(cost.memory) / cost.every
         assert shortest == pytest.approx(memory.min(), rel=1e-2)
@@ -152,22 +165,24 @@ def test_memory_of_a_state_space_is_that_of_a_fresh_layer():
 
 
 def test_counts_of_a_state_space_by_hand():
-    config = PoolformerConfig((12,), (2,), mixer="s4d", mlp="plain", state_size=10, num_heads=2)
+    config = PoolformerConfig((12,), (2,), mixer="s4d", mlp="plain_mlp", state_size=10)
     _, level = summary.level_costs(config)
-    # The norms, dt and D; A, B and C, each of two numbers a state.
-    block = dense(12, 24) + dense(12, 24) + dense(24, 12) + [4 * 12 + 3 * 10 * 12, 0]
+    # Two norms, dt and D; A, B and C, each of two numbers a state.
+    block = dense(12, 24) + dense(12, 24) + dense(24, 12) + [6 * 12 + 3 * 10 * 12, 0]
     assert (level.parameters, level.multiply_adds) == tuple(2 * block)
 
 
 def test_table():
-    config = PoolformerConfig(widths=(64, 128, 256), depths=(4, (0, 2), 4), pool_factors=(16, 16))
+    config = PoolformerConfig(
+        widths=(64, 128, 256), depths=(4, (0, 2), 4), pool_factors=(16, 16), pool_groups=1
+    )
     assert summary.model_table(config, AUDIO).splitlines() == TABLE
 
 
 def test_table_of_other_data_gives_no_time():
     for data in (None, DataConfig(name="enwik8", window=64, modality="text")):
         table = summary.model_table(THREE_LEVELS, data)
-        assert "2.9 to 250 samples" in table
+        assert "2.9 to 25 samples" in table
         assert not re.search(r"\d m?s\b", table)
 
 
@@ -175,9 +190,10 @@ def test_where_it_is_not_known_there_is_no_memory(monkeypatch):
     class Mean(nnx.Module):
         def __init__(self, width, config, *, rngs):
             del config
+            self.out_width = width
             self.map = nnx.Linear(width, width, rngs=rngs)
 
-    monkeypatch.setitem(MIXERS, "mean", Mean)
+    monkeypatch.setitem(LAYERS, "mean", Mean)
     config = dataclasses.replace(THREE_LEVELS, mixer="mean")
     assert all(cost.memory is None for cost in summary.level_costs(config))
     lines = summary.model_table(config, AUDIO).splitlines()
@@ -215,10 +231,10 @@ def test_model_flops_utilization():
 
 TABLE = """\
 level            every  width  blocks  parameters  compute  memory at initialisation
-embedding, head      1     64       -      25,024    6.5 %  -
-0                    1     64   4 + 4     312,320   80.6 %  2.9 to 250 samples, 0.18 ms to 16 ms
-1                   16    128   0 + 2     571,008    9.3 %  47 to 4,000 samples, 2.9 ms to 250 ms
-2                  256    256   4 + 0   3,494,144    3.6 %  740 to 64,000 samples, 47 ms to 4 s
-total                              14   4,402,496  100.0 %
-The pools between two levels count with the deeper one. Training takes 2.27 MFLOPs a sample.
+embedding, head      1     64       -      16,768    3.4 %  -
+0                    1     64   4 + 4     418,816   84.5 %  2.9 to 25 samples, 0.18 ms to 1.6 ms
+1                   16    128   0 + 2     677,504    8.7 %  47 to 410 samples, 2.9 ms to 25 ms
+2                  256    256   4 + 0   4,346,112    3.5 %  740 to 6,500 samples, 47 ms to 410 ms
+total                              14   5,459,200  100.0 %
+The pools between two levels count with the deeper one. Training takes 2.91 MFLOPs a sample.
 """.splitlines()

@@ -23,7 +23,7 @@ from pf_jax.training.variants import (
 )
 
 MODEL = PoolformerConfig(
-    widths=(16, 24, 40), depths=((0, 1), 1, 1), pool_factors=(4, 2), num_heads=4
+    widths=(16, 24, 40), depths=((0, 1), 1, 1), pool_factors=(4, 2), pool_groups=1, num_heads=4
 )
 CONFIG = TrainConfig(model=MODEL, data=DataConfig(name="demo", window=256, sample_rate=8_000))
 
@@ -35,20 +35,31 @@ def models(text, **arguments):
 def test_names_change_what_they_say(monkeypatch):
     monkeypatch.setattr(variants, "match_parameters", lambda model, parameters: model)
     found = models(
-        "poolformer,no_gate,no_convolution,no_mlp,plain_mlp,layer_norm,learned_embedding,"
-        "fewer_levels,blocks_after,no_pooling"
+        "poolformer,no_gate,convolution,depthwise_convolution,no_mlp,plain_mlp,rms_norm,"
+        "learned_embedding,linear_embedding,fewer_levels,blocks_after,no_pooling,real,gru,"
+        "attention,backwards_pools,grouped_pools,convolution_blocks,dropout"
     )
     assert found.pop("poolformer") == MODEL
+    cglru = ("cglru",)
     expected = {
         "no_gate": {"mixer_gate": False},
-        "no_convolution": {"conv_width": 1},
+        "convolution": {"convolution": "full"},
+        "depthwise_convolution": {"convolution": "depthwise"},
         "no_mlp": {"mlp": "none"},
-        "plain_mlp": {"mlp": "plain"},
-        "layer_norm": {"norm": "layer"},
+        "plain_mlp": {"mlp": "plain_mlp"},
+        "rms_norm": {"norm": "rms"},
         "learned_embedding": {"embedding": "learned"},
-        "fewer_levels": {"widths": (16, 24), "depths": ((0, 1), 3), "pool_factors": (4,)},
-        "blocks_after": {"depths": ((0, 1), (0, 2), 1)},
-        "no_pooling": {"widths": (16,), "depths": (4,), "pool_factors": ()},
+        "linear_embedding": {"embedding": "sinusoidal_linear"},
+        "fewer_levels": {"widths": (16, 24), "depths": ((0, 1), 3 * cglru), "pool_factors": (4,)},
+        "blocks_after": {"depths": (((), cglru), ((), 2 * cglru), 1)},
+        "no_pooling": {"widths": (16,), "depths": (4 * cglru,), "pool_factors": ()},
+        "real": {"mixer": "rglru", "depths": ((0, 1), (1, 1), 1)},
+        "gru": {"mixer": "gru", "depths": ((0, 1), (1, 1), 1)},
+        "attention": {"mixer": "attention", "depths": ((0, 1), (1, 1), 1)},
+        "backwards_pools": {"pool_factors": (2, 4)},
+        "grouped_pools": {"pool_groups": 4},
+        "convolution_blocks": {"depths": (((), cglru), (cglru, cglru), cglru)},
+        "dropout": {"dropout": 0.2},
     }
     found["no_pooling"] = dataclasses.replace(found["no_pooling"], widths=(16,))
     assert found == {
@@ -60,10 +71,11 @@ def test_a_change_may_follow_another():
     found = models("mamba+no_pooling,no_pooling+mamba,sashimi+fewer_levels+no_mlp:conv_width=2")
     one, other = found["mamba+no_pooling"], found["no_pooling+mamba"]
     assert (one.mixer, one.mlp, one.num_levels) == ("mamba", "none", 1)
-    assert dataclasses.replace(one, widths=other.widths) == other
+    assert one.blocks(0) == other.blocks(0) == (4 * ("mamba",), ())
+    assert dataclasses.replace(one, widths=other.widths, depths=other.depths) == other
     third = found["sashimi+fewer_levels+no_mlp:conv_width=2"]
     assert (third.mixer, third.mlp, third.num_levels, third.conv_width) == ("s4d", "none", 2, 2)
-    assert third.depths == ((0, 1), 3)
+    assert third.depths == (((), ("s4d",)), 3 * ("s4d",))
 
 
 def test_fields_may_be_given():
@@ -81,7 +93,7 @@ def test_fields_may_be_given():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "No model is named: give some of poolformer, sashimi"),
+        ("", "No model is named: give some of poolformer, published, sashimi"),
         (",", "No model is named"),
         ("no_gates", "Unknown model 'no_gates'; did you mean no_gate"),
         ("mamba+no_pool", "Unknown model 'no_pool'; did you mean no_pooling"),
@@ -93,7 +105,7 @@ def test_fields_may_be_given():
         ("poolformer:conv_width=x", "conv_width must be an integer, got 'x'"),
         ("poolformer:conv_width=0", "poolformer:conv_width=0: conv_width must be at least 1"),
         ("poolformer:widths=(8,)", "n widths, n depths and n - 1 pool_factors"),
-        ("poolformer:mixer=rglu", "needs the mixer 'rglu'; .*rglru"),
+        ("poolformer:mixer=rglu", "needs the layer 'rglu'; .*rglru"),
         ("no_pooling,fewer_levels:optimizer.b1=2", r"b1 must be in \[0, 1\)"),
     ],
 )
@@ -110,12 +122,20 @@ def test_impossible_numbers_and_levels():
         make_variants("fewer_levels", dataclasses.replace(CONFIG, model=one))
 
 
-def test_a_mixer_that_there_is_not_is_named(monkeypatch):
-    """Whichever mixers there are: this one is taken away."""
-    monkeypatch.setattr(variants, "MIXERS", {"rglru": variants.MIXERS["rglru"]})
-    for name, mixer in (("sashimi", "s4d"), ("mamba", "mamba"), ("attention", "attention")):
-        with pytest.raises(UserError, match=f"The model {name} needs the mixer '{mixer}'; .*rglru"):
+def test_a_layer_that_there_is_not_is_named(monkeypatch):
+    """Whichever layers there are: these are taken away."""
+    kept = {name: variants.LAYERS[name] for name in ("cglru", "gated_mlp", "plain_mlp")}
+    monkeypatch.setattr(variants, "LAYERS", kept)
+    for name, layer in (("sashimi", "s4d"), ("mamba", "mamba"), ("attention", "attention")):
+        with pytest.raises(UserError, match=f"The model {name} needs the layer '{layer}'; .*cglru"):
             make_variants(name, CONFIG)
+
+
+@pytest.mark.parametrize("name", [*variants.VARIANTS, "published+no_pooling"])
+def test_every_variant_is_a_model_of_the_wanted_size(name):
+    (variant,) = make_variants(name, CONFIG, parameters=60_000)
+    assert abs(variant.deviation) < 0.35  # Widths move in steps, large ones at this size.
+    assert count_parameters(variant.config.model) == variant.parameters
 
 
 def test_parameters_are_counted_as_they_are():
@@ -132,7 +152,7 @@ def test_parameters_are_counted_as_they_are():
     heads=st.integers(1, 3),
     multiples=st.lists(st.integers(8, 24), min_size=1, max_size=3),
     factor=st.floats(0.4, 2.5),
-    mlp=st.sampled_from(["gated", "none"]),
+    mlp=st.sampled_from(["gated_mlp", "none"]),
 )
 def test_parameters_are_matched_for_all_shapes(heads, multiples, factor, mlp):
     levels = len(multiples)
@@ -140,6 +160,10 @@ def test_parameters_are_matched_for_all_shapes(heads, multiples, factor, mlp):
         widths=tuple(heads * m for m in multiples),
         depths=(1,) * levels,
         pool_factors=(2,) * (levels - 1),
+        pool_groups=1,
+        embedding="learned",
+        mixer="rglru",
+        mixer_expansion=1.0,
         num_heads=heads,
         mlp=mlp,
     )
