@@ -33,6 +33,7 @@ _LONG = (
     "/experiments/",
     "/docs/",
     "test_notebooks.py",
+    "test_causality.py",
     "test_poolformer.py",
     "test_mixers.py",
     "/sampling/",

@@ -15,7 +15,7 @@ from flax import nnx
 from pf_jax import Poolformer, PoolformerConfig
 from pf_jax.sampling import nested
 from pf_jax.sampling.weights import lay_out
-from tests.test_poolformer import (
+from tests.models import (
     MIXERS,
     RECURRENCES,
     ROUNDING,
