@@ -99,7 +99,7 @@ def check_model(model, directory, seeds):
         values.append(log[-1]["bits_per_sample"])
     assert model["final_bits_per_sample"]["values"] == values
     assert model["peak_memory"]["mean"] > 2**26
-    assert abs(model["parameter_deviation"]) < 0.03
+    assert abs(model["parameter_deviation"]) < 0.05  # So narrow, one channel more is 3 %.
 
 
 def test_the_command(config_file, tmp_path):

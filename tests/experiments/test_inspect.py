@@ -50,7 +50,8 @@ def test_sounds(tmp_path):
             for name, pcm in digits.items()
             if len(pcm) == len(sound) and ("0a7c2a8d" in name or "ffd2ba2f" in name)
         ]
-        assert min(matches) < 0.022, "what is heard is a clip of the training split, quantized"
+        # Decoding gives the edge of a level, and of the loudest one the other edge is 0.043 away.
+        assert min(matches) < 0.044, "what is heard is a clip of the training split, quantized"
     assert Image.open(tmp_path / "out" / "train.png").size[1] > 300
 
 

@@ -315,8 +315,8 @@ def test_each_level_works_in_a_loop_of_its_own_and_never_asks(depths, factors):
         for wanted in ("dot_general", "logistic")
     )
     blocks = {level: sum(config.depth(level)) for level in of_level}
-    # As many sigmoids in each recurrence. Four products for it and two for an MLP, of which the first
-    # one of all is a table; the head and two sums of the draw; between two levels one down, one up.
+    # As many sigmoids in each recurrence. Four products for it and two for an MLP, of which the
+    # first of all is a table; the head and two sums of the draw; between two levels down and up.
     assert gates.keys() == set(of_level.values())
     assert len({gates[of_level[level]] / blocks[level] for level in of_level}) == 1
     assert products == {
