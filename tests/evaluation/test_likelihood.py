@@ -15,7 +15,7 @@ from pf_jax.data.windows import Windows
 from pf_jax.evaluation import likelihood
 from pf_jax.evaluation.bootstrap import bits_interval
 from pf_jax.evaluation.likelihood import score
-from tests.test_poolformer import make_model, parallel
+from tests.models import make_model, parallel
 
 CONFIG = PoolformerConfig(
     widths=(8, 16), depths=(1, 1), pool_factors=(4,), pool_groups=1, num_heads=2

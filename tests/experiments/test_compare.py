@@ -99,7 +99,7 @@ def check_model(model, directory, seeds):
         values.append(log[-1]["bits_per_sample"])
     assert model["final_bits_per_sample"]["values"] == values
     assert model["peak_memory"]["mean"] > 2**26
-    assert abs(model["parameter_deviation"]) < 0.03
+    assert abs(model["parameter_deviation"]) < 0.05  # So narrow, one channel more is 3 %.
 
 
 def test_the_command(config_file, tmp_path):
@@ -132,7 +132,7 @@ def test_models_and_seeds(config_file, tmp_path):
         module, *given = arguments
         given = dict(argument.removeprefix("--").split("=", 1) for argument in given)
         if module == "experiments.measure":
-            return Ended("", json.dumps({"steps_per_second": 20.0, "device": "1 x cpu"}))
+            return Ended("", json.dumps({"steps_per_clock_second": 20.0, "device": "1 x cpu"}))
         config = load_config(given["config"])
         if config.seed == 1 and not interrupted:
             interrupted.append(given["workdir"])
@@ -218,7 +218,7 @@ class Actor:
         if self.calls[-1] in self.breaks:
             return Ended(f"{self.calls[-1]} is broken.", "")
         if module == "experiments.measure":
-            return Ended("", 'a warning\n{"steps_per_second": 5.0, "device": "d"}\n')
+            return Ended("", 'a warning\n{"steps_per_clock_second": 5.0, "device": "d"}\n')
         config, run = load_config(given["config"]), self.root / where
         last = config.num_steps
         write_log(run, (last, "validation", {"bits_per_sample": 2.0 + config.seed, "seconds": 9.0}))

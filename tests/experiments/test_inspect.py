@@ -37,7 +37,7 @@ def test_sounds(tmp_path):
     digits = {name: pcm for name, pcm in expected.items() if name.split("/")[0] in archives.DIGITS}
     test = np.concatenate([pcm for name, pcm in digits.items() if "c50f55b8" in name])
     assert rows[2][2] == f"{len(test) / 16_000:.1f} s"
-    levels = np.array([_mu_law(x) for x in test / 32_768])
+    levels = np.array([_sashimi_mu_law(x) for x in test / 32_768])
     shares = np.bincount(levels)[np.bincount(levels) > 0] / len(levels)
     assert float(rows[2][4]) == pytest.approx(-(shares * np.log2(shares)).sum(), abs=2e-3)
     assert "digit: " in done.stdout
@@ -50,13 +50,15 @@ def test_sounds(tmp_path):
             for name, pcm in digits.items()
             if len(pcm) == len(sound) and ("0a7c2a8d" in name or "ffd2ba2f" in name)
         ]
-        assert min(matches) < 0.022, "what is heard is a clip of the training split, quantized"
+        # Decoding gives the edge of a level, and of the loudest one the other edge is 0.043 away.
+        assert min(matches) < 0.044, "what is heard is a clip of the training split, quantized"
     assert Image.open(tmp_path / "out" / "train.png").size[1] > 300
 
 
-def _mu_law(x):
+def _sashimi_mu_law(x):
+    x = x + 1e-8
     y = np.sign(x) * np.log(1 + 255 * abs(x)) / np.log(256)
-    return int(np.floor((y + 1) / 2 * 255 + 0.5))
+    return int(np.floor(255.99 * (y + 1) / 2 + 0.005))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "enwik8"])

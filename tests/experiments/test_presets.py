@@ -1,5 +1,6 @@
 """Presets: each loads, and is as large as it and the README say."""
 
+import functools
 import importlib
 import pathlib
 import re
@@ -16,7 +17,12 @@ NAMES = sorted(file.stem for file in (ROOT / "experiments/configs").glob("[a-z]*
 
 
 def count(config):
-    _, params = split_model(abstract_model(config.model))
+    return count_parameters(config.model)
+
+
+@functools.cache
+def count_parameters(model):
+    _, params = split_model(abstract_model(model))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

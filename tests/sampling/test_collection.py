@@ -9,7 +9,7 @@ from pf_jax.data import DataConfig
 from pf_jax.sampling.collection import collect_samples
 from pf_jax.training.checkpoint import CheckpointMeta
 from pf_jax.training.config import TrainConfig
-from tests.test_poolformer import make_model
+from tests.models import make_model
 
 CONFIG = TrainConfig(
     model=PoolformerConfig(widths=(8,), depths=(1,), num_heads=2),

@@ -8,7 +8,7 @@ import scipy.special
 from pf_jax import PoolformerConfig, UserError
 from pf_jax.sampling import Sampler
 from pf_jax.sampling.guard import guarded_chunks, likelihood_band
-from tests.test_poolformer import make_model, parallel
+from tests.models import make_model, parallel
 
 KEY = jax.random.key(3)
 

@@ -9,7 +9,7 @@ from flax import nnx
 from pf_jax import PoolformerConfig
 from pf_jax.sampling import Sampler, nested
 from pf_jax.sampling.weights import lay_out
-from tests.test_poolformer import make_model, parallel
+from tests.models import make_model, parallel
 
 
 @pytest.mark.parametrize(
