@@ -4,10 +4,19 @@ Each model is trained with several seeds, one run at a time, each in a process o
 fails is named on the page, and the others go on. The same command again goes on where it stopped;
 models and seeds may be added.
 
-A model is a name, or a name with fields of its config changed. Names: poolformer (the config's own
-model), sashimi, mamba, attention, gru, rglru_complex, and ablations: no_pooling, fewer_levels,
-blocks_after, no_gate, no_convolution, no_mlp, plain_mlp, layer_norm, learned_embedding. Several are
-one after the other: mamba+no_pooling.
+A model is a name, or a name with fields of its config changed. Names:
+  poolformer                        the config's own model
+  published                         the published shape, scaled to the config's parameters
+  sashimi, mamba                    rivals on SaShiMi's backbone
+  attention, gru, griffin           other mixers on the config's own backbone
+  real, complex                     the real and the complex gated recurrence there
+Ablations:
+  no_pooling, fewer_levels, backwards_pools
+  channel_pools, grouped_pools, dense_pools
+  blocks_after, convolution_blocks, no_convolution, convolution, depthwise_convolution
+  no_gate, no_mlp, plain_mlp, layer_norm, rms_norm
+  fixed_embedding, linear_embedding, learned_embedding, dropout, no_dropout
+Several are one after the other: mamba+no_pooling.
 
 Examples:
   python -m experiments.compare --config=demo --models=poolformer,no_pooling --budget=60s \

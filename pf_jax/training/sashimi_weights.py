@@ -3,14 +3,14 @@
 The module is the backbone of state-spaces/s4, `models/sashimi/sashimi.py` with the layers of
 `models/s4/s4.py` (`Sashimi(mode="diag", init="diag-lin")`), between an `nn.Embedding` and an
 `nn.Linear` that its user puts around it, by whatever names. It is the same function as a Poolformer
-of `outer_residual` and the mixer "s4d" with no ResBlocks before the pools; what differs is this:
+with `sashimi_backbone`, the mixer "s4d" and no ResBlocks before the pools. What differs is this:
 
 * a pooled vector has there the positions of a group beside each other for each channel, and here
   the channels for each position: rows of pools are in another order;
 * `A` has a negative imaginary part there. The sum of a conjugate pair does not tell: here the
-  state is the other one of the pair, and `B` and `C` are the conjugates of those there;
-* there the embedding of the middle level (silence) stands before the first token, here a vector of
-  its own.
+  state is the other one of the pair, and `B` and `C` are the conjugates of those there.
+
+In both the embedding of the middle level (silence) stands before the first token.
 """
 
 import math
@@ -145,7 +145,7 @@ def _config_of(tensors: _Tensors, around: _Around) -> PoolformerConfig:
         raise UserError("This SaShiMi has blocks before its pools (unet=True): no Poolformer has.")
     if f"{prefix}c_layers.0.{_SYSTEM}P" in tensors:
         raise UserError(
-            "This SaShiMi has S4, whose states hear of each other (its kernels have a tensor P); "
+            "This SaShiMi has S4, whose states depend on each other (its kernels have a tensor P); "
             "a Poolformer can have S4D, of mode='diag'."
         )
     channels, _, states, _ = tensors.shape(f"{prefix}c_layers.0.{_SYSTEM}C", 4)

@@ -1,5 +1,7 @@
 """What a model costs and how far it remembers: the table at the start of a run, and utilization."""
 
+import collections
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +19,7 @@ from pf_jax.recurrence.gates import DECAY_EXPONENT
 from pf_jax.training.chips import peak_flops
 from pf_jax.training.state import abstract_model
 
-# The gates of the RG-LRU start without a bias: r = sigmoid(0).
+# The biases of the gates start at zero: r = sigmoid(0).
 _INITIAL_GATE = 0.5
 
 _HEADER = ("level", "every", "width", "blocks", "parameters", "compute", "memory at initialisation")
@@ -61,12 +63,24 @@ def level_costs(config: PoolformerConfig) -> tuple[LevelCost, ...]:
     anywhere in `config.radii`, and `r` is what its initial bias makes it. In S4D
     `|a| = exp(-dt / 2)`, and `dt` is anywhere in the interval in which it is drawn.
     """
-    model = abstract_model(config)
+    numbers = [
+        collections.Counter(mixer for side in config.blocks(level) for mixer in side)
+        for level in range(config.num_levels)
+    ]
+    # Blocks of one mixer cost the same, and to make a whole model takes seconds.
+    depths = tuple((tuple(mixers), ()) for mixers in numbers[:-1])
+    one_of_each = dataclasses.replace(config, depths=(*depths, tuple(numbers[-1])))
+    model = abstract_model(one_of_each)
     outside = _count([model.embedding, model.head_norm, model.head])
     costs = [LevelCost("embedding, head", 1, config.widths[0], None, *outside, memory=None)]
-    for level, modules in enumerate(_levels(model)):
+    for level, (pools, res_blocks) in enumerate(_levels(model)):
         every = math.prod(config.pool_factors[:level])
-        parameters, multiply_adds = _count(modules)
+        parameters, multiply_adds = _count(pools)
+        for blocks in numbers[level].values():
+            of_block = 1 if config.mlp == "none" else 2
+            cost, res_blocks = _count(res_blocks[:of_block]), res_blocks[of_block:]
+            parameters += blocks * cost[0]
+            multiply_adds += blocks * cost[1]
         costs.append(
             LevelCost(
                 name=str(level),
@@ -85,7 +99,7 @@ def flops_per_sample(config: PoolformerConfig) -> float:
     """The model FLOPs of training a sample: forward and backward, two a multiply-add.
 
     The backward pass counts as two forward passes, one for the gradient of each factor of a
-    product. What rematerialisation computes again is not counted, nor is what `level_costs` leaves
+    product. What rematerialization computes again is not counted, nor is what `level_costs` leaves
     out: norms, activations, and the recurrence's own handful of operations a channel.
     """
     return 3.0 * 2.0 * sum(cost.multiply_adds for cost in level_costs(config))
@@ -137,13 +151,13 @@ def model_table(config: PoolformerConfig, data: DataConfig | None = None) -> str
     return "\n".join([*_aligned(rows), notes])
 
 
-def _levels(model: Poolformer) -> Iterator[list[nnx.Module]]:
-    """The parts of each level from the outermost on; pools are with the deeper level."""
+def _levels(model: Poolformer) -> Iterator[tuple[list[nnx.Module], list[nnx.Module]]]:
+    """Pools and ResBlocks of each level from the outermost on; pools are with the deeper level."""
     block, pools = model.body, []
     while not block.is_innermost:
-        yield [*pools, *block.before, *block.after]
+        yield pools, [*block.before, *block.after]
         block, pools = block.nested, [block.down_pool, block.up_pool]
-    yield [*pools, *block.before]
+    yield pools, list(block.before)
 
 
 def _count(modules: Iterable[nnx.Module]) -> tuple[int, int]:

@@ -116,9 +116,9 @@ def match_parameters(model: PoolformerConfig, parameters: int) -> PoolformerConf
     """The model with its widths scaled so that its parameters are as near a number as they can be.
 
     Widths stay multiples of the least width that the model's layers and pools accept, and those of
-    the levels in proportion, up to one such multiple. Where all levels have one width, as channel
-    pools need it, the number of heads is in proportion, too. They stay as they are where the number
-    is within a percent: what an ablation changes is then the only change.
+    the levels in proportion, up to one such multiple. Where pools work channel by channel, and so
+    all levels have one width, the number of heads is in proportion, too. All stays as it is where
+    the number is within a percent: what an ablation changes is then the only change.
     """
     if abs(count_parameters(model) - parameters) <= _CLOSE * parameters:
         return model
@@ -160,8 +160,8 @@ def _width_step(model: PoolformerConfig) -> int:
     """The least width whose multiples are possible at all levels."""
     for step in range(1, max(model.widths) + 1):
         try:
-            for width in (step, 2 * step, 3 * step):
-                _resized(model, (width,) * model.num_levels)
+            for multiple in range(1, 9):
+                _resized(model, (multiple * step,) * model.num_levels)
         except UserError:
             continue
         return step
@@ -169,7 +169,7 @@ def _width_step(model: PoolformerConfig) -> int:
 
 
 def _resized(model: PoolformerConfig, widths: tuple[int, ...]) -> PoolformerConfig:
-    """The model with other widths, and with heads of the same width where that is possible."""
+    """The model with other widths; with channel pools the heads keep theirs."""
     heads = model.num_heads
     if model.pool_groups is None:
         heads, rest = divmod(heads * widths[0], model.widths[0])
@@ -180,11 +180,11 @@ def _resized(model: PoolformerConfig, widths: tuple[int, ...]) -> PoolformerConf
 
 def without_pooling(model: PoolformerConfig) -> PoolformerConfig:
     """A model of one level, of as many blocks and about as many parameters."""
-    mixers = tuple(
-        mixer for level in range(model.num_levels) for mixer in _all_mixers(model, level)
-    )
     one_level = dataclasses.replace(
-        model, widths=(max(model.widths),), depths=(mixers,), pool_factors=()
+        model,
+        widths=(max(model.widths),),
+        depths=(_side(model, _inside(model, 0)),),
+        pool_factors=(),
     )
     return match_parameters(one_level, count_parameters(model))
 
@@ -193,33 +193,40 @@ def _fewer_levels(model: PoolformerConfig) -> PoolformerConfig:
     """Without the innermost level, whose blocks the level above gets."""
     if model.num_levels == 1:
         raise UserError("it has one level, and cannot have fewer.")
-    mixers = (*_all_mixers(model, model.num_levels - 2), *model.blocks(model.num_levels - 1)[0])
     return dataclasses.replace(
         model,
         widths=model.widths[:-1],
-        depths=(*model.depths[:-2], mixers),
+        depths=(*model.depths[:-2], _side(model, _inside(model, model.num_levels - 2))),
         pool_factors=model.pool_factors[:-1],
     )
 
 
 def _all_after(model: PoolformerConfig) -> PoolformerConfig:
     """All blocks of a level behind the nested SkipBlock, as in SaShiMi."""
-    depths = [((), _all_mixers(model, level)) for level in range(model.num_levels - 1)]
+    sides = (model.blocks(level) for level in range(model.num_levels - 1))
+    depths = [(0, _side(model, before + after)) for before, after in sides]
     return dataclasses.replace(model, depths=(*depths, model.depths[-1]))
 
 
-def _all_mixers(model: PoolformerConfig, level: int) -> tuple[str, ...]:
+def _inside(model: PoolformerConfig, level: int) -> tuple[str, ...]:
+    """The mixers of a level and of all deeper ones, in the order in which they run."""
+    if level == model.num_levels:
+        return ()
     before, after = model.blocks(level)
-    return before + after
+    return before + _inside(model, level + 1) + after
+
+
+def _side(model: PoolformerConfig, mixers: tuple[str, ...]) -> int | tuple[str, ...]:
+    """Mixers as an entry of `depths`: a number if all are `mixer`, so that this can be replaced."""
+    return len(mixers) if set(mixers) <= {model.mixer} else mixers
 
 
 def _of_mixer(mixer: str, **values: Any) -> _Change:
     """Replaces all mixers, and sets fields."""
 
     def change(model: PoolformerConfig) -> PoolformerConfig:
-        depths = tuple(model.depth(level) for level in range(model.num_levels - 1))
-        depths = (*depths, model.depth(model.num_levels - 1)[0])
-        return dataclasses.replace(model, mixer=mixer, depths=depths, **values)
+        *outer, innermost = (model.depth(level) for level in range(model.num_levels))
+        return dataclasses.replace(model, mixer=mixer, depths=(*outer, innermost[0]), **values)
 
     return change
 
@@ -245,15 +252,15 @@ def _backwards_pools(model: PoolformerConfig) -> PoolformerConfig:
 
 
 def _convolution_first(model: PoolformerConfig) -> PoolformerConfig:
-    """Half of the blocks on each side of a level are convolutions, the outer half."""
+    """Half of the blocks on each side of a level are convolutions, the first and the last ones."""
 
-    def half(mixers):
+    def half(mixers: tuple[str, ...]) -> tuple[str, ...]:
         number = len(mixers) // 2
         return ("convolution",) * number + mixers[number:]
 
-    sides = [model.blocks(level) for level in range(model.num_levels)]
-    depths = [(half(before), half(after[::-1])[::-1]) for before, after in sides]
-    return dataclasses.replace(model, depths=(*depths[:-1], depths[-1][0]))
+    *outer, innermost = (model.blocks(level) for level in range(model.num_levels))
+    depths = [(half(before), half(after[::-1])[::-1]) for before, after in outer]
+    return dataclasses.replace(model, depths=(*depths, half(innermost[0])))
 
 
 def _with(**values: Any) -> _Change:
@@ -272,22 +279,28 @@ VARIANTS: Mapping[str, _Change] = {
     "poolformer": _with(),
     "published": _published,
     "sashimi": _backbone("s4d", norm="layer", norm_epsilon=1e-5, mlp="plain_mlp"),
-    "mamba": _backbone("mamba", norm="rms", mlp="none", state_size=16, conv_width=4),
+    "mamba": _backbone(
+        "mamba", norm="rms", mlp="none", mixer_expansion=2.0, state_size=16, conv_width=4
+    ),
     "attention": _of_mixer("attention"),
     "gru": _of_mixer("gru"),
     "real": _of_mixer("rglru"),
     "complex": _of_mixer("cglru"),
     "griffin": _of_mixer(
         "rglru",
+        mixer_gate=True,
+        mixer_expansion=1.0,
+        recurrence_output=False,
+        radii=(0.9, 0.999),
         convolution="depthwise",
         conv_width=4,
-        recurrence_output=False,
         norm="rms",
-        radii=(0.9, 0.999),
+        mlp="gated_mlp",
     ),
     "no_pooling": without_pooling,
     "fewer_levels": _fewer_levels,
     "backwards_pools": _backwards_pools,
+    "channel_pools": _with(pool_groups=None),
     "dense_pools": _with(pool_groups=1),
     "grouped_pools": _with(pool_groups=4),
     "blocks_after": _all_after,
@@ -311,15 +324,22 @@ VARIANTS: Mapping[str, _Change] = {
 * `poolformer`: nothing.
 * `published`: the published shape, whatever the config's own.
 * `sashimi`: SaShiMi's backbone (arXiv 2202.09729, figure 2) of S4D layers: LayerNorm, plain MLPs,
-  and all blocks of a level after the nested ones.
+  dense pools, a learned embedding, and all blocks of a level after the nested ones.
 * `mamba`: the same backbone of Mamba blocks (arXiv 2312.00752, section 4.4), without MLPs.
 * `attention`, `gru`, `real` (RG-LRU), `complex` (CG-LRU): another mixer in the same backbone.
-* `griffin`: Griffin's recurrent block (arXiv 2402.19427, figure 2) in the same backbone.
-* `backwards_pools`: the pool factors in reverse order; `dense_pools`, `grouped_pools`: pools of one
-  and of four groups of channels.
-* `convolution`, `depthwise_convolution`: a convolution before each recurrence.
-* `convolution_blocks`: half of each level's blocks, the outer ones, are convolutions.
-* the others are ablations named after what they change.
+* `griffin`: Griffin's residual blocks (arXiv 2402.19427, figure 2) in the same backbone.
+* `no_pooling`, `fewer_levels`: one level, or one level less, of as many blocks.
+* `backwards_pools`: the pool factors in reverse order.
+* `channel_pools`, `dense_pools`, `grouped_pools`: pools channel by channel, of all channels, and of
+  four groups of channels.
+* `blocks_after`: no blocks before the pools.
+* `convolution`, `depthwise_convolution`, `no_convolution`: a convolution in front of each
+  recurrence, or none.
+* `convolution_blocks`: half of the blocks on each side of a level, those at its ends, are
+  convolutions.
+* `learned_embedding`, `linear_embedding`, `fixed_embedding`: a table, sinusoidal features with a
+  linear map, and without one.
+* The others are named after the one field that they change.
 """
 
 

@@ -103,9 +103,9 @@ def test_the_page_names_each_tensor_once_and_each_parameter():
         **{"EMBEDDING": "encoder", "HEAD": "decoder", "L": r"\d+", "U": r"\d+"},
         **{"SPACE": r"(?:c_layers\.\d*[02468]|u_layers\.\d+\.\d*[13579])"},
         **{"MLP": r"(?:c_layers\.\d*[13579]|u_layers\.\d+\.\d*[02468])"},
-        "BODY": r"body(?:\.nested)*",
-        "EVEN": r"body(?:\.nested)*\.(?:before|after)\.\d*[02468]",
-        "ODD": r"body(?:\.nested)*\.(?:before|after)\.\d*[13579]",
+        **{"BODY": r"body(?:\.nested)*"},
+        **{"EVEN": r"body(?:\.nested)*\.(?:before|after)\.\d*[02468]"},
+        **{"ODD": r"body(?:\.nested)*\.(?:before|after)\.\d*[13579]"},
     }
 
     def patterns(column):

@@ -1,21 +1,24 @@
 """Variants of a model: what their names change, and that they have equally many parameters."""
 
 import dataclasses
+import pathlib
+import re
 
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
+from experiments import cli
 from pf_jax.config import PoolformerConfig
 from pf_jax.data import DataConfig
 from pf_jax.errors import UserError
-from pf_jax.poolformer import Poolformer
 from pf_jax.training import variants
 from pf_jax.training.config import TrainConfig
+from pf_jax.training.state import abstract_model, merge_model, split_model
 from pf_jax.training.variants import (
+    VARIANTS,
     count_parameters,
     make_variants,
     match_parameters,
@@ -23,7 +26,7 @@ from pf_jax.training.variants import (
 )
 
 MODEL = PoolformerConfig(
-    widths=(16, 24, 40), depths=((0, 1), 1, 1), pool_factors=(4, 2), pool_groups=1, num_heads=4
+    widths=(16, 24, 40), depths=((0, 1), (1, 1), 1), pool_factors=(4, 2), pool_groups=1, num_heads=4
 )
 CONFIG = TrainConfig(model=MODEL, data=DataConfig(name="demo", window=256, sample_rate=8_000))
 
@@ -32,50 +35,118 @@ def models(text, **arguments):
     return {v.name: v.config.model for v in make_variants(text, CONFIG, **arguments)}
 
 
+SAME_SHAPE = {
+    "poolformer": {},
+    "attention": {"mixer": "attention"},
+    "gru": {"mixer": "gru"},
+    "real": {"mixer": "rglru"},
+    "complex": {},
+    "griffin": {
+        **{"mixer": "rglru", "mixer_expansion": 1.0, "recurrence_output": False, "norm": "rms"},
+        **{"radii": (0.9, 0.999), "convolution": "depthwise", "conv_width": 4},
+    },
+    "dense_pools": {},
+    "grouped_pools": {"pool_groups": 4},
+    "backwards_pools": {"pool_factors": (2, 4)},
+    "fewer_levels": {"widths": (16, 24), "depths": ((0, 1), 3), "pool_factors": (4,)},
+    "blocks_after": {"depths": ((0, 1), (0, 2), 1)},
+    "no_pooling": {"widths": (40,), "depths": (4,), "pool_factors": ()},
+    "convolution": {"convolution": "full"},
+    "depthwise_convolution": {"convolution": "depthwise"},
+    "no_convolution": {},
+    "no_gate": {"mixer_gate": False},
+    "no_mlp": {"mlp": "none"},
+    "plain_mlp": {"mlp": "plain_mlp"},
+    "layer_norm": {},
+    "rms_norm": {"norm": "rms"},
+    "learned_embedding": {"embedding": "learned"},
+    "linear_embedding": {"embedding": "sinusoidal_linear"},
+    "fixed_embedding": {},
+    "dropout": {"dropout": 0.2},
+    "no_dropout": {},
+}
+BACKBONE = {
+    **{"pool_groups": 1, "sashimi_backbone": True, "embedding": "learned"},
+    "depths": ((0, 1), (0, 2), 1),
+}
+RIVALS = {
+    "sashimi": {"mixer": "s4d", "mlp": "plain_mlp", "norm_epsilon": 1e-5},
+    "mamba": {"mixer": "mamba", "mlp": "none", "norm": "rms", "state_size": 16, "conv_width": 4},
+}
+
+
 def test_names_change_what_they_say(monkeypatch):
     monkeypatch.setattr(variants, "match_parameters", lambda model, parameters: model)
-    found = models(
-        "poolformer,no_gate,convolution,depthwise_convolution,no_mlp,plain_mlp,rms_norm,"
-        "learned_embedding,linear_embedding,fewer_levels,blocks_after,no_pooling,real,gru,"
-        "attention,backwards_pools,grouped_pools,convolution_blocks,dropout"
-    )
-    assert found.pop("poolformer") == MODEL
-    cglru = ("cglru",)
-    expected = {
-        "no_gate": {"mixer_gate": False},
-        "convolution": {"convolution": "full"},
-        "depthwise_convolution": {"convolution": "depthwise"},
-        "no_mlp": {"mlp": "none"},
-        "plain_mlp": {"mlp": "plain_mlp"},
-        "rms_norm": {"norm": "rms"},
-        "learned_embedding": {"embedding": "learned"},
-        "linear_embedding": {"embedding": "sinusoidal_linear"},
-        "fewer_levels": {"widths": (16, 24), "depths": ((0, 1), 3 * cglru), "pool_factors": (4,)},
-        "blocks_after": {"depths": (((), cglru), ((), 2 * cglru), 1)},
-        "no_pooling": {"widths": (16,), "depths": (4 * cglru,), "pool_factors": ()},
-        "real": {"mixer": "rglru", "depths": ((0, 1), (1, 1), 1)},
-        "gru": {"mixer": "gru", "depths": ((0, 1), (1, 1), 1)},
-        "attention": {"mixer": "attention", "depths": ((0, 1), (1, 1), 1)},
-        "backwards_pools": {"pool_factors": (2, 4)},
-        "grouped_pools": {"pool_groups": 4},
-        "convolution_blocks": {"depths": (((), cglru), (cglru, cglru), cglru)},
-        "dropout": {"dropout": 0.2},
-    }
-    found["no_pooling"] = dataclasses.replace(found["no_pooling"], widths=(16,))
-    assert found == {
-        name: dataclasses.replace(MODEL, **values) for name, values in expected.items()
-    }
+    monkeypatch.setattr(variants, "count_parameters", lambda model: 1)
+    expected = SAME_SHAPE | {name: BACKBONE | values for name, values in RIVALS.items()}
+    found = models(",".join(expected))
+    assert {*expected, "published", "channel_pools", "convolution_blocks"} == {*VARIANTS}
+    for name, values in expected.items():
+        assert found[name] == dataclasses.replace(MODEL, **values), name
+    # Of a model that has what they take away.
+    config = dataclasses.replace(MODEL, convolution="full", dropout=0.5, norm="rms", mixer="gru")
+    config = dataclasses.replace(config, embedding="learned")
+    for name, field in (
+        *{"no_convolution": "convolution", "no_dropout": "dropout", "layer_norm": "norm"}.items(),
+        *{"fixed_embedding": "embedding", "complex": "mixer"}.items(),
+    ):
+        changed = variants.change(dataclasses.replace(CONFIG, model=config), name).model
+        assert changed == dataclasses.replace(config, **{field: getattr(MODEL, field)}), name
+
+
+def test_the_published_shape():
+    (variant,) = make_variants(f"published:widths={(128,) * 5};num_heads=32", CONFIG, 7_272_704)
+    sc09 = cli.load_config("sc09").model
+    assert variant.config.model == dataclasses.replace(sc09, dropout=0.0, remat=False)
+    assert variant.deviation == 0.0
+
+
+def test_convolutions_at_the_ends_of_a_level():
+    model = dataclasses.replace(MODEL, depths=(4, (1, 3), 5))
+    config = dataclasses.replace(CONFIG, model=model)
+    c, r = "convolution", "cglru"
+    one = variants.change(config, "convolution_blocks").model
+    assert one.blocks(0) == ((c, c, r, r), (r, r, c, c))
+    assert one.blocks(1) == ((r,), (r, r, c))
+    assert one.blocks(2) == ((c, c, r, r, r), ())
+    after = variants.change(config, "convolution_blocks+blocks_after").model
+    assert after.blocks(0) == ((), (c, c, r, r, r, r, c, c))
+    fewer = variants.change(config, "convolution_blocks+fewer_levels").model
+    assert fewer.blocks(1) == ((r, c, c, r, r, r, r, r, c), ())
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "channel_pools"])
+def test_every_variant_is_a_model_of_as_many_parameters(name):
+    model = dataclasses.replace(MODEL, widths=(16, 24), depths=((0, 1), 1), pool_factors=(2,))
+    (variant,) = make_variants(name, dataclasses.replace(CONFIG, model=model), parameters=40_000)
+    # The 36 blocks of the published shape are too many for so few.
+    assert variant.deviation == variant.parameters / 40_000 - 1.0
+    assert abs(variant.deviation) < (1.0 if name == "published" else 0.15)
+    graphdef, params = split_model(abstract_model(variant.config.model))
+    tokens = jax.ShapeDtypeStruct((2, 9), np.int32)
+    logits = jax.eval_shape(lambda p, tokens: merge_model(graphdef, p)(tokens), params, tokens)
+    assert logits.shape == (2, 9, 256)
+    assert variant.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("path", ["docs/comparison.md", "experiments/compare.py"])
+def test_every_variant_is_listed(path):
+    text = (pathlib.Path(__file__).parents[2] / path).read_text()
+    assert {*VARIANTS} <= {*re.findall(r"\w+", text)}
 
 
 def test_a_change_may_follow_another():
-    found = models("mamba+no_pooling,no_pooling+mamba,sashimi+fewer_levels+no_mlp:conv_width=2")
-    one, other = found["mamba+no_pooling"], found["no_pooling+mamba"]
+    def changed(name):
+        return variants.change(CONFIG, name).model
+
+    one, other = changed("mamba+no_pooling"), changed("no_pooling+mamba")
     assert (one.mixer, one.mlp, one.num_levels) == ("mamba", "none", 1)
-    assert one.blocks(0) == other.blocks(0) == (4 * ("mamba",), ())
-    assert dataclasses.replace(one, widths=other.widths, depths=other.depths) == other
-    third = found["sashimi+fewer_levels+no_mlp:conv_width=2"]
+    assert dataclasses.replace(one, widths=other.widths) == other
+    third = changed("sashimi+fewer_levels+no_mlp:conv_width=2")
     assert (third.mixer, third.mlp, third.num_levels, third.conv_width) == ("s4d", "none", 2, 2)
-    assert third.depths == (((), ("s4d",)), 3 * ("s4d",))
+    assert third.depths == ((0, 1), 3)
+    for name in ("no_pooling", "fewer_levels", "blocks_after"):
+        assert changed(f"{name}:mixer=gru").layers == {"gru", "gated_mlp"}
 
 
 def test_fields_may_be_given():
@@ -93,7 +164,7 @@ def test_fields_may_be_given():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "No model is named: give some of poolformer, published, sashimi"),
+        ("", "No model is named: give some of poolformer, published"),
         (",", "No model is named"),
         ("no_gates", "Unknown model 'no_gates'; did you mean no_gate"),
         ("mamba+no_pool", "Unknown model 'no_pool'; did you mean no_pooling"),
@@ -105,6 +176,7 @@ def test_fields_may_be_given():
         ("poolformer:conv_width=x", "conv_width must be an integer, got 'x'"),
         ("poolformer:conv_width=0", "poolformer:conv_width=0: conv_width must be at least 1"),
         ("poolformer:widths=(8,)", "n widths, n depths and n - 1 pool_factors"),
+        ("channel_pools", "model channel_pools: .* channel by channel, which needs one width"),
         ("poolformer:mixer=rglu", "needs the layer 'rglu'; .*rglru"),
         ("no_pooling,fewer_levels:optimizer.b1=2", r"b1 must be in \[0, 1\)"),
     ],
@@ -122,31 +194,16 @@ def test_impossible_numbers_and_levels():
         make_variants("fewer_levels", dataclasses.replace(CONFIG, model=one))
 
 
-def test_a_layer_that_there_is_not_is_named(monkeypatch):
+def test_a_mixer_that_there_is_not_is_named(monkeypatch):
     """Whichever layers there are: these are taken away."""
-    kept = {name: variants.LAYERS[name] for name in ("cglru", "gated_mlp", "plain_mlp")}
-    monkeypatch.setattr(variants, "LAYERS", kept)
-    for name, layer in (("sashimi", "s4d"), ("mamba", "mamba"), ("attention", "attention")):
-        with pytest.raises(UserError, match=f"The model {name} needs the layer '{layer}'; .*cglru"):
+    known = {name: variants.LAYERS[name] for name in ("rglru", "gated_mlp", "plain_mlp")}
+    monkeypatch.setattr(variants, "LAYERS", known)
+    for name, mixer in (("sashimi", "s4d"), ("mamba", "mamba"), ("attention", "attention")):
+        with pytest.raises(UserError, match=f"The model {name} needs the layer '{mixer}'; .*rglru"):
             make_variants(name, CONFIG)
 
 
-@pytest.mark.parametrize("name", [*variants.VARIANTS, "published+no_pooling"])
-def test_every_variant_is_a_model_of_the_wanted_size(name):
-    (variant,) = make_variants(name, CONFIG, parameters=60_000)
-    assert abs(variant.deviation) < 0.35  # Widths move in steps, large ones at this size.
-    assert count_parameters(variant.config.model) == variant.parameters
-
-
-def test_parameters_are_counted_as_they_are():
-    (variant,) = make_variants("no_mlp", CONFIG, parameters=40_000)
-    model = nnx.jit(lambda: Poolformer(variant.config.model, rngs=nnx.Rngs(0)))()
-    sizes = [np.asarray(leaf).size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
-    assert variant.parameters == sum(sizes)
-    assert variant.deviation == pytest.approx(sum(sizes) / 40_000 - 1.0)
-
-
-@hypothesis.settings(max_examples=6, deadline=None)
+@hypothesis.settings(max_examples=4, deadline=None)
 @hypothesis.example(heads=1, multiples=[8, 9], factor=0.5, mlp="none")
 @hypothesis.given(
     heads=st.integers(1, 3),
@@ -162,8 +219,6 @@ def test_parameters_are_matched_for_all_shapes(heads, multiples, factor, mlp):
         pool_factors=(2,) * (levels - 1),
         pool_groups=1,
         embedding="learned",
-        mixer="rglru",
-        mixer_expansion=1.0,
         num_heads=heads,
         mlp=mlp,
     )
@@ -187,7 +242,7 @@ def test_parameters_are_matched_for_all_shapes(heads, multiples, factor, mlp):
             assert abs(count_parameters(other) - wanted) >= distance
 
 
-def test_heads_of_one_width_keep_it():
+def test_with_channel_pools_heads_keep_their_width():
     model = PoolformerConfig((16, 16), (1, 1), (2,), num_heads=4)
     for factor in (0.3, 0.6, 2.0):
         wanted = round(factor * count_parameters(model))
