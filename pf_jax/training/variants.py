@@ -234,10 +234,10 @@ def _of_mixer(mixer: str, **values: Any) -> _Change:
 def _published(model: PoolformerConfig) -> PoolformerConfig:
     """The published shape: five levels of one width, four blocks on each side."""
     return PoolformerConfig(
-        widths=(48,) * 5,
+        widths=(128,) * 5,
         depths=(4,) * 5,
         pool_factors=(2, 4, 4, 5),
-        num_heads=12,
+        num_heads=32,
         vocab_size=model.vocab_size,
         dropout=model.dropout,
         dtype=model.dtype,
