@@ -30,10 +30,19 @@ ADDED = {
         "--seconds=0.02",
     ],
     "experiments.analyze": ["--num_windows=2", "--num_positions=4"],
-    "experiments.compile": ["--config.data.window=256", "--topology=v5e:2x2", "--nolargest"],
+    "experiments.compile": [
+        "--config.data.window=256",
+        "--config.model.num_heads=2",
+        "--topology=v5e:2x2",
+        "--nolargest",
+    ],
     "experiments.evaluate": ["--num_resamples=100"],
     "experiments.inspect": ["--num_windows=2"],
-    "experiments.measure": ["--config.data.window=256", "--seconds=0.1"],
+    "experiments.measure": [
+        "--config.data.window=256",
+        "--config.model.num_heads=2",
+        "--seconds=0.1",
+    ],
     "experiments.report": ["--num_samples=1", "--seconds=0.02"],
 }
 # Behind those that do not say so themselves.
