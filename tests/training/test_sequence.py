@@ -254,7 +254,9 @@ def test_devices_that_share_sequences_find_the_loss_and_gradients_of_one(found, 
     ):
         scale = np.abs(expected_leaf).max()
         assert scale > 1e-5, path
-        np.testing.assert_allclose(leaf, expected_leaf, atol=2e-5 * scale, err_msg=str(path))
+        # Small gradients are sums of larger terms that cancel, each rounded by itself.
+        atol = 2e-5 * scale + 5e-8
+        np.testing.assert_allclose(leaf, expected_leaf, rtol=0, atol=atol, err_msg=str(path))
 
 
 def test_logits_and_the_last_state_are_those_of_whole_sequences(found):
